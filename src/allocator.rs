@@ -1,0 +1,436 @@
+//! The allocator itself: which calls go straight through, and when the drainer starts.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::fmt;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use crate::backing::{Backing, Mimalloc};
+use crate::config::{Config, Settings};
+use crate::lifecycle;
+use crate::pending::{Class, MIN_CLASS_BYTES};
+use crate::runtime::{Runtime, alloc_rounded};
+use crate::stats::Stats;
+use crate::sys;
+
+/// A global allocator whose large frees cost the thread that frees next to nothing.
+///
+/// ```
+/// #[global_allocator]
+/// static GLOBAL: deferfree::DeferFree = deferfree::DeferFree::new();
+/// # fn main() {
+/// let frame = vec![0u8; 32 << 20];
+/// drop(frame); // tens of nanoseconds; the memory is given back a quarter of a second later
+/// # }
+/// ```
+///
+/// # Drainer
+///
+/// The first allocation of at least [`Config::threshold_bytes`] starts a thread named `deferfree`.
+/// A program that never makes one never has it. If the thread cannot be started, every block is
+/// freed at once, for good, and one line on standard error says so.
+///
+/// # Exit
+///
+/// Nothing is drained at exit and nothing is waited for: blocks that wait go with the process.
+///
+/// # Fork
+///
+/// The child has no drainer until its first large allocation, which starts one. The blocks that
+/// waited in the parent are lost to the child ([`Stats::lost_in_fork_bytes`]); they are shared pages
+/// that cost it nothing until one side writes to them. `fork` waits for the drainer to come out of
+/// the allocator, which takes as long as one purge at most: some 30 ms per GiB being returned.
+/// A child made by the raw `clone` system call, past the C library, must not free large blocks.
+///
+/// # Without `static`
+///
+/// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end.
+/// Each value has queues and a drainer of its own.
+pub struct DeferFree<B: Backing = Mimalloc> {
+    /// Smaller blocks go straight to the backing. 0 until the settings have been read, so that the
+    /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
+    threshold: AtomicUsize,
+    /// See [`Phase`].
+    phase: AtomicPtr<Runtime<B>>,
+    backing: B,
+    defaults: Settings,
+    delay_ms: AtomicU64,
+    /// [`BY_MEMORY_LIMIT`] for the default.
+    max_pending_bytes: AtomicUsize,
+    not_running_blocks: AtomicU64,
+}
+
+/// What `max_pending_bytes` says as long as the memory limit has not been looked at.
+const BY_MEMORY_LIMIT: usize = usize::MAX;
+const SWITCHED_OFF: usize = usize::MAX;
+
+/// Where an allocator is in its life.
+///
+/// ```text
+/// OFF => STARTING => RUNNING
+///                 => FAILED
+/// ```
+///
+/// OFF is a null pointer, RUNNING a pointer to the runtime. The other two are no pointers: the
+/// generation of the process that they belong to, shifted, and a tag that no pointer to a page has.
+/// Whatever belongs to an earlier generation was inherited in a fork and counts as OFF.
+enum Phase<'a, B> {
+    Off,
+    Starting,
+    Running(&'a Runtime<B>),
+    Failed,
+}
+
+const TAG_BITS: u32 = 2;
+const STARTING: usize = 1;
+const FAILED: usize = 2;
+
+fn tagged<B>(tag: usize) -> *mut Runtime<B> {
+    ptr::without_provenance_mut((lifecycle::generation() as usize) << TAG_BITS | tag)
+}
+
+impl DeferFree {
+    /// The allocator with its default settings, on mimalloc.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::with_backing(Mimalloc)
+    }
+}
+
+impl Default for DeferFree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<B: Backing> DeferFree<B> {
+    /// The allocator with its default settings, on another allocator.
+    ///
+    /// ```
+    /// use std::alloc::System;
+    /// use deferfree::DeferFree;
+    ///
+    /// #[global_allocator]
+    /// static GLOBAL: DeferFree<System> = DeferFree::with_backing(System);
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub const fn with_backing(backing: B) -> Self {
+        DeferFree {
+            threshold: AtomicUsize::new(0),
+            phase: AtomicPtr::new(ptr::null_mut()),
+            backing,
+            defaults: Settings::DEFAULT,
+            delay_ms: AtomicU64::new(0),
+            max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
+            not_running_blocks: AtomicU64::new(0),
+        }
+    }
+
+    /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred. At least 4096.
+    #[must_use]
+    pub const fn threshold(mut self, bytes: usize) -> Self {
+        self.defaults.threshold_bytes = bytes;
+        self
+    }
+
+    /// Default for `DEFERFREE_DELAY`: milliseconds that a block waits for reuse before it goes back
+    /// to the allocator underneath.
+    #[must_use]
+    pub const fn delay_ms(mut self, ms: u64) -> Self {
+        self.defaults.delay_ms = ms;
+        self
+    }
+
+    /// Default for `DEFERFREE_MAX_PENDING`: bytes that wait at most. A free that would go over it is
+    /// done at once, on the thread that frees.
+    #[must_use]
+    pub const fn max_pending(mut self, bytes: usize) -> Self {
+        self.defaults.max_pending_bytes = Some(bytes);
+        self
+    }
+
+    /// Waits until everything that is pending now has been freed and returned to the system.
+    ///
+    /// Takes some 30 ms per GiB. Returns early when the process is exiting.
+    pub fn flush(&self) {
+        match self.phase() {
+            Phase::Running(runtime) => runtime.flush(),
+            Phase::Off | Phase::Starting | Phase::Failed => self.backing.purge(),
+        }
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut stats = match self.phase() {
+            Phase::Running(runtime) => runtime.stats(),
+            Phase::Off | Phase::Starting | Phase::Failed => Stats::default(),
+        };
+        stats.not_running_blocks = self.not_running_blocks.load(Ordering::Relaxed);
+        stats
+    }
+
+    /// The settings in force, after the environment.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        if let Phase::Running(runtime) = self.phase() {
+            return runtime.config();
+        }
+        let threshold_bytes = self.read_settings();
+        let max = self.max_pending_bytes.load(Ordering::Relaxed);
+        Config {
+            enabled: threshold_bytes != SWITCHED_OFF,
+            threshold_bytes,
+            delay_ms: self.delay_ms.load(Ordering::Relaxed),
+            max_pending_bytes: if max == BY_MEMORY_LIMIT {
+                // Where the limit cannot be told, 1 GiB waits at most.
+                sys::memory_limit().unwrap_or(4 << 30) / 4
+            } else {
+                max
+            },
+        }
+    }
+
+    /// Reads the settings if that has not been done, and returns the threshold.
+    ///
+    /// Nobody waits here: threads that come first at the same time all read, and all find the same.
+    /// Which of them is taken matters for the threshold alone, because a block must be rounded by
+    /// the same rule when it is allocated and when it is freed.
+    fn read_settings(&self) -> usize {
+        let known = self.threshold.load(Ordering::Acquire);
+        if known != 0 {
+            return known;
+        }
+        let settings = self.defaults.with_environment(false);
+        self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
+        let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
+        self.max_pending_bytes.store(max, Ordering::Relaxed);
+        let threshold = if settings.enabled {
+            settings.threshold_bytes.max(MIN_CLASS_BYTES)
+        } else {
+            SWITCHED_OFF
+        };
+        // Release pairs with the Acquire load above, for the stores before.
+        match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
+            Ok(_) => {
+                // Once more, by the one thread that won, to say what could not be used.
+                self.defaults.with_environment(true);
+                threshold
+            }
+            Err(known) => known,
+        }
+    }
+
+    #[inline]
+    fn phase(&self) -> Phase<'_, B> {
+        // Acquire pairs with the Release store in `start`: the runtime is complete.
+        let phase = self.phase.load(Ordering::Acquire);
+        if phase.addr() & (STARTING | FAILED) == 0 {
+            // SAFETY: without a tag it is null or a runtime, which stays until `self` is dropped;
+            // in a forked child the copy of it stays for ever.
+            if let Some(runtime) = unsafe { phase.as_ref() } {
+                if runtime.is_current() {
+                    return Phase::Running(runtime);
+                }
+            }
+            return Phase::Off;
+        }
+        if phase == tagged(STARTING) {
+            Phase::Starting
+        } else if phase == tagged(FAILED) {
+            Phase::Failed
+        } else {
+            Phase::Off
+        }
+    }
+
+    /// OFF => STARTING => RUNNING or FAILED. Whoever comes meanwhile, this thread's own allocations
+    /// in here included, finds STARTING and goes straight to the backing.
+    #[cold]
+    fn start(&self) {
+        let seen = self.phase.load(Ordering::Acquire);
+        if !matches!(self.phase(), Phase::Off) {
+            return;
+        }
+        if self
+            .phase
+            .compare_exchange(seen, tagged(STARTING), Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
+            return;
+        }
+        let mut lost_in_fork_bytes = 0;
+        if seen.addr() & (STARTING | FAILED) == 0 {
+            // SAFETY: as in `phase`. Not current, so inherited: its queues are not touched.
+            if let Some(inherited) = unsafe { seen.as_ref() } {
+                lost_in_fork_bytes = inherited.pending_bytes() as u64;
+            }
+        }
+        let config = self.config();
+        match Runtime::start(self.backing, config, lost_in_fork_bytes) {
+            // Release: see `phase`.
+            Some(runtime) => self.phase.store(runtime.as_ptr(), Ordering::Release),
+            None => self.phase.store(tagged(FAILED), Ordering::Release),
+        }
+    }
+
+    fn class_of(&self, layout: Layout) -> Option<Class> {
+        Class::of(layout.size(), self.backing.unmaps_on_free(layout))
+    }
+
+    /// As `alloc` or `alloc_zeroed`, when the block is not known to be small.
+    #[inline(never)]
+    fn alloc_large(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+        let large = layout.size() >= self.read_settings();
+        let Some(class) = large.then(|| self.class_of(layout)).flatten() else {
+            // SAFETY: the layout is the caller's.
+            return unsafe {
+                if zeroed { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
+            };
+        };
+        if let Phase::Off = self.phase() {
+            self.start();
+        }
+        if let Phase::Running(runtime) = self.phase() {
+            return runtime.alloc(class, layout, zeroed);
+        }
+        // Rounded in any case: the drainer may run by the time the block is freed.
+        // SAFETY: the class is that of the layout.
+        unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
+    }
+
+    /// As `dealloc`, when the block is not known to be small.
+    ///
+    /// # Safety
+    /// As for `dealloc`.
+    #[inline(never)]
+    unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
+        let large = layout.size() >= self.read_settings();
+        if let Some(class) = large.then(|| self.class_of(layout)).flatten() {
+            if let Phase::Running(runtime) = self.phase() {
+                // SAFETY: allocated with the size of this class, in whatever phase that was.
+                return unsafe { runtime.dealloc(class, ptr) };
+            }
+            self.not_running_blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's block; every block comes from the backing.
+        unsafe { self.backing.dealloc(ptr, layout) };
+    }
+
+    /// As `realloc`, when one of the sizes is not known to be small.
+    ///
+    /// # Safety
+    /// As for `realloc`.
+    #[inline(never)]
+    unsafe fn realloc_large(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let threshold = self.read_settings();
+        if layout.size() < threshold && new_size < threshold {
+            // SAFETY: the caller's block and layout.
+            return unsafe { self.backing.realloc(ptr, layout, new_size) };
+        }
+        // SAFETY: the caller's contract says that the new size is valid for this alignment.
+        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        // SAFETY: the caller's block.
+        if unsafe { self.fits_in_place(ptr, layout, new_layout, threshold) } {
+            return ptr;
+        }
+        // SAFETY: both sizes are the caller's; the blocks are distinct, and the old one is given up
+        // only when the new one holds its contents.
+        unsafe {
+            let new = self.alloc(new_layout);
+            if !new.is_null() {
+                ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
+                self.dealloc(ptr, layout);
+            }
+            new
+        }
+    }
+
+    /// Whether the block has room for `new`, rounded as a block of that size is, without wasting
+    /// more than half of itself (mimalloc's rule, `mi_realloc`).
+    ///
+    /// # Safety
+    /// `ptr` is a live block of `layout`.
+    unsafe fn fits_in_place(
+        &self,
+        ptr: *mut u8,
+        layout: Layout,
+        new: Layout,
+        threshold: usize,
+    ) -> bool {
+        let class_of =
+            |layout: Layout| (layout.size() >= threshold).then(|| self.class_of(layout)).flatten();
+        let class = class_of(new);
+        if class.is_some() && class == class_of(layout) {
+            return true;
+        }
+        let bytes = class.map_or(new.size(), Class::bytes);
+        // SAFETY: the caller's block.
+        match unsafe { self.backing.usable_size(ptr, layout) } {
+            Some(usable) => bytes <= usable && new.size() >= usable / 2,
+            None => false,
+        }
+    }
+}
+
+// SAFETY: small blocks are the backing's own. A large block is the backing's as well, of at least the
+// size of its layout's class; between its free and its next use it belongs to the pending queues
+// alone. Nothing here unwinds: what could panic is checked, see the crate's front page.
+unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Relaxed: the value alone decides, here and below; 0 leads to the reading with Acquire.
+        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+            // SAFETY: the caller's layout.
+            return unsafe { self.backing.alloc(layout) };
+        }
+        self.alloc_large(layout, false)
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+            // SAFETY: the caller's layout.
+            return unsafe { self.backing.alloc_zeroed(layout) };
+        }
+        self.alloc_large(layout, true)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+            // SAFETY: the caller's block.
+            return unsafe { self.backing.dealloc(ptr, layout) };
+        }
+        // SAFETY: the caller's block.
+        unsafe { self.dealloc_large(ptr, layout) };
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if layout.size().max(new_size) < self.threshold.load(Ordering::Relaxed) {
+            // SAFETY: the caller's block.
+            return unsafe { self.backing.realloc(ptr, layout, new_size) };
+        }
+        // SAFETY: the caller's block.
+        unsafe { self.realloc_large(ptr, layout, new_size) }
+    }
+}
+
+impl<B: Backing> Drop for DeferFree<B> {
+    fn drop(&mut self) {
+        if let Phase::Running(runtime) = self.phase() {
+            runtime.stop();
+        }
+    }
+}
+
+impl<B: Backing> fmt::Debug for DeferFree<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeferFree")
+            .field("config", &self.config())
+            .field("stats", &self.stats())
+            .finish()
+    }
+}

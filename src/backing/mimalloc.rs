@@ -1,0 +1,165 @@
+//! mimalloc 3: the one file that names it. Facts are those of 3.3.2, as bundled with
+//! `libmimalloc-sys` 0.1.49; files named below are mimalloc's.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::{c_int, c_long};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+
+use libmimalloc_sys as ffi;
+
+use super::Backing;
+
+/// mimalloc, called directly.
+///
+/// Also usable as a plain global allocator. It differs from the `mimalloc` crate in that blocks of
+/// ordinary alignment come from `mi_malloc`: `mi_malloc_aligned`, which that crate always calls,
+/// takes up to a quarter more memory for blocks above 4 KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mimalloc;
+
+/// `mi_malloc` aligns blocks to their size, up to this (`MI_MAX_ALIGN_SIZE`, types.h).
+const NATURAL_ALIGN: usize = 16;
+
+#[inline]
+fn naturally_aligned(size: usize, align: usize) -> bool {
+    align <= NATURAL_ALIGN && align <= size
+}
+
+// SAFETY: mimalloc's functions fulfil the contract for any size and any power of two as alignment;
+// `naturally_aligned` tells when `mi_malloc` alone gives the alignment.
+unsafe impl GlobalAlloc for Mimalloc {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: callable with any size; the alignment is a power of two.
+        unsafe {
+            if naturally_aligned(layout.size(), layout.align()) {
+                ffi::mi_malloc(layout.size()).cast()
+            } else {
+                ffi::mi_malloc_aligned(layout.size(), layout.align()).cast()
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as in `alloc`.
+        unsafe {
+            if naturally_aligned(layout.size(), layout.align()) {
+                ffi::mi_zalloc(layout.size()).cast()
+            } else {
+                ffi::mi_zalloc_aligned(layout.size(), layout.align()).cast()
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, ptr: *mut u8, _layout: Layout) {
+        // SAFETY: the caller gives a live block of this allocator.
+        unsafe { ffi::mi_free(ptr.cast()) };
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller gives a live block; the alignment is a power of two.
+        unsafe {
+            if naturally_aligned(new_size, layout.align()) {
+                ffi::mi_realloc(ptr.cast(), new_size).cast()
+            } else {
+                ffi::mi_realloc_aligned(ptr.cast(), new_size, layout.align()).cast()
+            }
+        }
+    }
+}
+
+/// Largest block that comes out of an arena; a larger one has a mapping of its own, which its free
+/// unmaps (`arena_max_object_size`, 2 GiB, options.c).
+const ARENA_MAX_BYTES: usize = 2 << 30;
+/// Alignments above this come straight from `mmap` too (`MI_PAGE_MAX_OVERALLOC_ALIGN`, types.h).
+const ARENA_MAX_ALIGN: usize = 64 << 10;
+
+// SAFETY: `mi_free` takes blocks of any thread; `mi_usable_size` is the size to be used.
+unsafe impl Backing for Mimalloc {
+    unsafe fn usable_size(&self, ptr: *mut u8, _layout: Layout) -> Option<usize> {
+        // SAFETY: the caller gives a live block.
+        Some(unsafe { ffi::mi_usable_size(ptr.cast()) })
+    }
+
+    #[inline]
+    fn unmaps_on_free(&self, layout: Layout) -> bool {
+        layout.size() > ARENA_MAX_BYTES || layout.align() > ARENA_MAX_ALIGN
+    }
+
+    /// Puts mimalloc's own purge so far off that the drainer comes first. A delay that the user set
+    /// in the environment (`MIMALLOC_PURGE_DELAY`) stands.
+    fn purge_by_drainer(&self) {
+        DRAINED.store(true, Ordering::Relaxed);
+        if !known_version() {
+            return;
+        }
+        // SAFETY: options are plain numbers; they may be read and set once mimalloc is loaded.
+        unsafe {
+            let before = ffi::mi_option_get(PURGE_DELAY);
+            if before < PURGE_DELAY_MS {
+                DELAY_BEFORE_MS.store(before as isize, Ordering::Relaxed);
+                ffi::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
+            }
+        }
+    }
+
+    fn drainer_init(&self) {
+        // A thread without a heap of its own neither purges nor makes abandoned pages usable again.
+        // SAFETY: may be called on any thread, any number of times.
+        unsafe { ffi::mi_thread_init() };
+    }
+
+    fn purge(&self) {
+        // SAFETY: may be called on any thread.
+        unsafe { ffi::mi_collect(true) };
+    }
+}
+
+// Numbers in `mi_option_e` (include/mimalloc.h), counted from 0; the bindings have no constants for
+// them. `tests/mimalloc_options.rs` checks them against the names.
+const PURGE_DELAY: c_int = 15;
+const DESTROY_ON_EXIT: c_int = 22;
+
+/// Ten seconds. Finite, so that a process whose drainer sleeps, or that has lost it in a fork,
+/// still returns memory as mimalloc does without this crate, only later.
+const PURGE_DELAY_MS: c_long = 10_000;
+
+/// Whether any drainer of this process has worked on mimalloc.
+static DRAINED: AtomicBool = AtomicBool::new(false);
+
+/// The purge delay before `purge_by_drainer`; -1 when that did not change it.
+static DELAY_BEFORE_MS: AtomicIsize = AtomicIsize::new(-1);
+
+/// The option numbers are those of version 3; other versions keep their own settings.
+fn known_version() -> bool {
+    // SAFETY: a constant.
+    let version = unsafe { ffi::mi_version() };
+    // 332 or 30302, depending on how the version is encoded.
+    matches!(version, 300..=399 | 30_000..=39_999)
+}
+
+/// In a forked child: the drainer is gone, mimalloc purges for itself again.
+pub(crate) fn forked_child() {
+    let before = DELAY_BEFORE_MS.swap(-1, Ordering::Relaxed);
+    if before >= 0 {
+        // SAFETY: as in `purge_by_drainer`; the child has one thread.
+        unsafe { ffi::mi_option_set_default(PURGE_DELAY, before as c_long) };
+    }
+}
+
+/// At exit: there is no use in purging memory that goes with the process (mimalloc's own exit
+/// handler would, on the main thread). Tells whether that handler then unmaps everything
+/// (`destroy_on_exit`), which nobody else may be using at that time.
+pub(crate) fn exiting() -> bool {
+    if !DRAINED.load(Ordering::Relaxed) || !known_version() {
+        return false;
+    }
+    // SAFETY: as in `purge_by_drainer`.
+    unsafe {
+        ffi::mi_option_set_default(PURGE_DELAY, -1);
+        ffi::mi_option_is_enabled(DESTROY_ON_EXIT)
+    }
+}

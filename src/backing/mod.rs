@@ -1,0 +1,58 @@
+//! The allocator underneath: everything that the rest of the crate knows about it.
+
+mod mimalloc;
+mod system;
+
+use std::alloc::{GlobalAlloc, Layout};
+
+pub use self::mimalloc::Mimalloc;
+pub(crate) use self::mimalloc::{
+    exiting as mimalloc_exiting, forked_child as mimalloc_forked_child,
+};
+
+/// An allocator that [`DeferFree`](crate::DeferFree) can stand on.
+///
+/// The blocks themselves come from its [`GlobalAlloc`] methods; the methods here tell what a
+/// deferred free has to know besides. The defaults are right for any allocator.
+///
+/// It is `Copy` because the program's threads and the drainer each hold one: make it a unit type,
+/// or a `&'static` to its state.
+///
+/// # Safety
+///
+/// In addition to the contract of [`GlobalAlloc`], which includes that no method unwinds:
+/// - a block may be freed by another thread than the one that allocated it, and through a copy;
+/// - `dealloc` finds a block's size and alignment by itself, as `free` does: it may be called with a
+///   layout that differs from the one that the block was allocated with;
+/// - [`usable_size`](Backing::usable_size) is a size that the holder of the block may really use.
+pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
+    /// Bytes that the block at `ptr` really has, at least `layout.size()`; `None` if that is not
+    /// known. Asked when a large block is reallocated, to leave it where it is.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` is a live block of this allocator that was allocated, or last reallocated, as `layout`.
+    unsafe fn usable_size(&self, ptr: *mut u8, layout: Layout) -> Option<usize> {
+        let _ = (ptr, layout);
+        None
+    }
+
+    /// Whether freeing such a block unmaps its pages there and then. The drainer gives their memory
+    /// back piece by piece first, because an unmapping thread holds up all others.
+    fn unmaps_on_free(&self, layout: Layout) -> bool {
+        let _ = layout;
+        false
+    }
+
+    /// Called once before the drainer starts: the drainer calls [`purge`](Backing::purge) from now
+    /// on, so the program's threads need not return memory to the system themselves.
+    fn purge_by_drainer(&self) {}
+
+    /// Called on the drainer when it starts, before it frees anything.
+    fn drainer_init(&self) {}
+
+    /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,
+    /// and on a program thread in [`flush`](crate::DeferFree::flush) without a drainer and when
+    /// memory has run out.
+    fn purge(&self) {}
+}

@@ -1,0 +1,176 @@
+//! Settings: defaults set in code, overridden by the environment, read once at first use.
+
+mod parse;
+
+use std::fmt::{self, Write};
+
+use crate::sys;
+
+/// What is in force, see [`DeferFree::config`](crate::DeferFree::config).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Whether frees are deferred at all (`DEFERFREE`).
+    pub enabled: bool,
+    /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`).
+    pub threshold_bytes: usize,
+    /// How long a block waits for reuse before it goes back, in milliseconds (`DEFERFREE_DELAY`).
+    pub delay_ms: u64,
+    /// Bytes that wait at most; over it frees are inline (`DEFERFREE_MAX_PENDING`).
+    pub max_pending_bytes: usize,
+}
+
+/// Settings as the code or the environment gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) enabled: bool,
+    pub(crate) threshold_bytes: usize,
+    pub(crate) delay_ms: u64,
+    /// `None`: a quarter of the memory that the process may use.
+    pub(crate) max_pending_bytes: Option<usize>,
+}
+
+impl Settings {
+    pub(crate) const DEFAULT: Settings = Settings {
+        enabled: true,
+        // Chosen by a sweep: README, "How the defaults were chosen".
+        threshold_bytes: 256 << 10,
+        delay_ms: 250,
+        max_pending_bytes: None,
+    };
+
+    /// These defaults, overridden by what the environment says. Neither allocates nor locks.
+    ///
+    /// With `report`, each variable that cannot be used gets one line on standard error.
+    pub(crate) fn with_environment(self, report: bool) -> Settings {
+        let mut settings = self;
+        // As with `getenv`, the first of several variables of one name counts.
+        let mut seen = [false; Variable::ALL.len()];
+        sys::for_each_variable(|name, value| {
+            if !name.starts_with(b"DEFERFREE") {
+                return;
+            }
+            let Some(variable) = Variable::named(name) else {
+                if report && name.starts_with(b"DEFERFREE_") {
+                    say(format_args!("{} is not a known variable; ignored", Quoted(name)));
+                }
+                return;
+            };
+            if std::mem::replace(&mut seen[variable as usize], true) {
+                return;
+            }
+            if !settings.apply(variable, value) && report {
+                say(format_args!(
+                    "{}=\"{}\" is not {}; using {}",
+                    variable.name(),
+                    Quoted(value),
+                    variable.expects(),
+                    DefaultOf(variable, &self),
+                ));
+            }
+        });
+        settings
+    }
+
+    /// Sets what `variable` stands for; false leaves it as it was because `value` does not parse.
+    fn apply(&mut self, variable: Variable, value: &[u8]) -> bool {
+        match variable {
+            Variable::Enabled => parse::switch(value).map(|on| self.enabled = on),
+            Variable::Threshold => parse::size(value).map(|n| self.threshold_bytes = n),
+            Variable::Delay => parse::duration_ms(value).map(|ms| self.delay_ms = ms),
+            Variable::MaxPending => parse::size(value).map(|n| self.max_pending_bytes = Some(n)),
+        }
+        .is_some()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variable {
+    Enabled,
+    Threshold,
+    Delay,
+    MaxPending,
+}
+
+impl Variable {
+    const ALL: [Variable; 4] =
+        [Variable::Enabled, Variable::Threshold, Variable::Delay, Variable::MaxPending];
+
+    fn named(name: &[u8]) -> Option<Variable> {
+        Self::ALL.into_iter().find(|variable| variable.name().as_bytes() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Variable::Enabled => "DEFERFREE",
+            Variable::Threshold => "DEFERFREE_THRESHOLD",
+            Variable::Delay => "DEFERFREE_DELAY",
+            Variable::MaxPending => "DEFERFREE_MAX_PENDING",
+        }
+    }
+
+    fn expects(self) -> &'static str {
+        match self {
+            Variable::Enabled => "on or off",
+            Variable::Threshold | Variable::MaxPending => "a size such as 65536, 256K or 1GiB",
+            Variable::Delay => "a duration such as 250ms or 2s",
+        }
+    }
+}
+
+/// A variable's default as one would write it.
+struct DefaultOf<'a>(Variable, &'a Settings);
+
+impl fmt::Display for DefaultOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DefaultOf(variable, defaults) = self;
+        match variable {
+            Variable::Enabled => f.write_str(if defaults.enabled { "on" } else { "off" }),
+            Variable::Threshold => write!(f, "{}", defaults.threshold_bytes),
+            Variable::Delay => write!(f, "{}ms", defaults.delay_ms),
+            Variable::MaxPending => match defaults.max_pending_bytes {
+                Some(bytes) => write!(f, "{bytes}"),
+                None => f.write_str("1/4 of the memory limit"),
+            },
+        }
+    }
+}
+
+/// Bytes of any kind as printable ASCII, cut after 64.
+struct Quoted<'a>(&'a [u8]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(64)];
+        write!(f, "{}", shown.escape_ascii())?;
+        if shown.len() < self.0.len() {
+            f.write_str("...")?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes one line to standard error from a buffer on the stack.
+pub(crate) fn say(message: fmt::Arguments<'_>) {
+    let mut line = Line { bytes: [0; 512], len: 0 };
+    // Both writes fail only when the line is full; what fitted is printed.
+    let _ = write!(line, "deferfree: {message}");
+    let _ = line.write_str("\n");
+    sys::write_stderr(&line.bytes[..line.len]);
+}
+
+/// A line that is cut where its buffer ends.
+struct Line {
+    bytes: [u8; 512],
+    len: usize,
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let n = s.len().min(room.len());
+        room[..n].copy_from_slice(&s.as_bytes()[..n]);
+        self.len += n;
+        if n == s.len() { Ok(()) } else { Err(fmt::Error) }
+    }
+}

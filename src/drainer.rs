@@ -1,0 +1,273 @@
+//! The background thread: gives back blocks that nobody took, then the memory behind them.
+//!
+//! # When it runs
+//!
+//! While anything waits it looks around [`MARKS_PER_DELAY`] times per delay. When nothing waits it
+//! sleeps until it is woken, however long that is; a free wakes it only then, so a program that frees
+//! all the time pays for one wake-up, not for one per free.
+//!
+//! ```text
+//! a freeing thread                          the drainer, about to sleep
+//! F1  pending bytes += size (or dirty)      D1  asleep = true
+//! F2  reads asleep; if true, wakes          D2  reads pending bytes and dirty; not 0: stays awake
+//! ```
+//!
+//! All four are sequentially consistent, so in their single order either F1 comes before D2, and the
+//! drainer stays awake; or D2 before F1, hence D1 before F2, and the free sees `asleep` and wakes
+//! it. A wake-up that comes before the drainer has parked is kept by `unpark`. Of several threads
+//! that see `asleep`, the one that resets it makes the system call.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::backing::Backing;
+use crate::lifecycle::{self, Inside};
+use crate::pending::{Block, Class, MARKS_PER_DELAY, Pending};
+use crate::sys;
+
+/// The drainer's name, as `ps -L` and debuggers show it.
+pub(crate) const THREAD_NAME: &str = "deferfree";
+/// Room for a few frames of this file and the allocator's: nothing here recurses.
+pub(crate) const STACK_BYTES: usize = 256 << 10;
+
+/// While blocks still age, memory goes back to the system at most this often: each purge makes the
+/// allocator fault in again what it would have reused meanwhile.
+const PURGE_EVERY: Duration = Duration::from_millis(250);
+
+/// What threads say to the drainer, and it to them. All zero but for `thread` at the start.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    asleep: AtomicBool,
+    /// Memory was given back by others than the drainer since it purged last.
+    dirty: AtomicBool,
+    /// Drain everything at the next opportunity, whatever its age.
+    hurry: AtomicBool,
+    stop: AtomicBool,
+    thread: OnceLock<Thread>,
+    purges: AtomicU64,
+    flush_wanted: AtomicU64,
+    flush_done: AtomicU64,
+    flushed: (Mutex<()>, Condvar),
+}
+
+impl Control {
+    /// To be called once, before any thread but the drainer itself knows of `self`.
+    pub(crate) fn set_thread(&self, thread: Thread) {
+        let set = self.thread.set(thread);
+        debug_assert!(set.is_ok());
+    }
+
+    /// F2: after something was put into pending.
+    #[inline]
+    pub(crate) fn wake_if_asleep(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            self.unpark();
+        }
+    }
+
+    fn unpark(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// The caller has given memory back to the allocator itself: it has to be purged some time.
+    pub(crate) fn note_given_back(&self) {
+        self.dirty.store(true, Ordering::SeqCst);
+        self.wake_if_asleep();
+    }
+
+    /// The backlog has passed the high-water mark: the drainer looks at it now.
+    #[cold]
+    pub(crate) fn nudge(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        self.unpark();
+    }
+
+    /// Has everything drained without waiting for it to age, and does not wait for that.
+    #[cold]
+    pub(crate) fn hurry(&self) {
+        if !self.hurry.swap(true, Ordering::SeqCst) {
+            self.nudge();
+        }
+    }
+
+    /// Waits until all that is pending now has been freed and purged; false if that will not happen
+    /// because the process exits.
+    pub(crate) fn flush(&self) -> bool {
+        // SeqCst: what the caller put into pending before comes before this in the drainer's eyes.
+        let ticket = self.flush_wanted.fetch_add(1, Ordering::SeqCst) + 1;
+        self.hurry();
+        let (lock, flushed) = &self.flushed;
+        let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.flush_done.load(Ordering::Acquire) < ticket {
+            if lifecycle::exiting() {
+                return false;
+            }
+            // The time-out is for the exit, which notifies nobody.
+            guard = flushed
+                .wait_timeout(guard, Duration::from_millis(50))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    /// Has the drainer free everything and end. `self` may be gone at any time after this.
+    pub(crate) fn stop(&self) {
+        let thread = self.thread.get().cloned();
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = thread {
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn purges(&self) -> u64 {
+        self.purges.load(Ordering::Relaxed)
+    }
+
+    fn sleep(&self, pending: &Pending) {
+        // D1
+        self.asleep.store(true, Ordering::SeqCst);
+        // D2
+        let idle = pending.bytes() == 0
+            && !self.dirty.load(Ordering::SeqCst)
+            && !self.hurry.load(Ordering::SeqCst)
+            && !self.stop.load(Ordering::SeqCst);
+        if idle {
+            while self.asleep.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
+                thread::park();
+            }
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+/// The drainer's work until it is told to stop, after which nothing is pending, or the process exits.
+pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, delay: Duration) {
+    let mut drainer = Drainer { backing, pending, unpurged: false };
+    // The marks keep their distance however long the rounds between them take.
+    let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
+    let round_every = mark_every.min(PURGE_EVERY);
+    let mut next_mark = Instant::now() + mark_every;
+    let mut last_purge = Instant::now();
+    backing.drainer_init();
+    loop {
+        if pending.bytes() == 0 && !drainer.unpurged {
+            control.sleep(pending);
+            next_mark = Instant::now() + mark_every;
+        }
+        let stop = control.stop.load(Ordering::SeqCst);
+        if !stop && !control.hurry.load(Ordering::SeqCst) {
+            thread::park_timeout(round_every);
+        }
+
+        let Some(inside) = Inside::enter() else {
+            park_until_exit();
+        };
+        // Read before draining: what is put in from now on is not part of this flush.
+        let flush = control.flush_wanted.load(Ordering::SeqCst);
+        let hurry = control.hurry.swap(false, Ordering::SeqCst);
+        let now = Instant::now();
+        let everything = hurry || stop || delay.is_zero();
+        let inside = if everything {
+            drainer.drain(inside, pending.built_classes(), |class| pending.len(class))
+        } else if pending.bytes() > pending.high_water_bytes() {
+            // Down to half the bound, the largest blocks first: they are the fewest.
+            let classes = pending.built_classes().rev();
+            drainer.drain(inside, classes, |class| {
+                let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
+                pending.len(class).min(excess.div_ceil(class.bytes()))
+            })
+        } else if now >= next_mark {
+            next_mark = now + mark_every;
+            drainer.drain(inside, pending.built_classes(), |class| pending.surplus(class))
+        } else {
+            Some(inside)
+        };
+        let Some(inside) = inside else {
+            park_until_exit();
+        };
+
+        drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
+        let due = everything || pending.bytes() == 0 || now - last_purge >= PURGE_EVERY;
+        if drainer.unpurged && due {
+            backing.purge();
+            drainer.unpurged = false;
+            last_purge = Instant::now();
+            control.purges.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(inside);
+        if control.flush_done.swap(flush, Ordering::AcqRel) != flush {
+            let (lock, flushed) = &control.flushed;
+            // Taking the lock makes sure that the waiter either sees the new value or waits already.
+            drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+            flushed.notify_all();
+        }
+        if stop && pending.bytes() == 0 {
+            return;
+        }
+    }
+}
+
+struct Drainer<'a, B> {
+    backing: B,
+    pending: &'a Pending,
+    /// Something was freed that has not been purged yet.
+    unpurged: bool,
+}
+
+impl<B: Backing> Drainer<'_, B> {
+    /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first; `None` when the
+    /// process exits.
+    fn drain(
+        &mut self,
+        mut inside: Inside,
+        classes: impl Iterator<Item = Class>,
+        n_blocks: impl Fn(Class) -> usize,
+    ) -> Option<Inside> {
+        for class in classes {
+            for _ in 0..n_blocks(class) {
+                let Some(block) = self.pending.drain(class) else {
+                    break;
+                };
+                // SAFETY: the block came out of `class`.
+                unsafe { free_for_good(self.backing, class, block) };
+                self.unpurged = true;
+                inside = inside.give_way()?;
+            }
+        }
+        Some(inside)
+    }
+}
+
+/// Gives a block back to the allocator, releasing its pages first if that would unmap it.
+///
+/// # Safety
+/// `block` was put into `class` and has been taken out.
+pub(crate) unsafe fn free_for_good<B: Backing>(backing: B, class: Class, block: Block) {
+    let ptr = block.as_ptr();
+    // SAFETY: the block is `class.bytes()` large, and nobody else has it.
+    unsafe {
+        if class.unmapped_when_freed() {
+            sys::release_in_pieces(ptr, class.bytes());
+        }
+        backing.dealloc(ptr, class.layout_to_free());
+    }
+}
+
+/// The process exits with this thread in it. Whatever it may still do is of no use to anybody.
+fn park_until_exit() -> ! {
+    loop {
+        thread::park();
+    }
+}

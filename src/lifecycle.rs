@@ -1,0 +1,141 @@
+//! What a process goes through while drainers run in it: fork and exit.
+//!
+//! # Fork
+//!
+//! A fork copies the calling thread only. A drainer that was inside mimalloc at that moment leaves
+//! behind, in the child, whatever it had half done there, for ever. So every visit of a drainer to
+//! the backing goes through one gate for the whole process:
+//!
+//! ```text
+//! drainer   enter:   0 forks        -> one more inside          (else it waits outside)
+//!           leave:   one less inside
+//! fork      prepare: one more fork; waits until nobody is inside
+//!           parent:  one less fork
+//!           child:   gate open and empty; next generation
+//! ```
+//!
+//! The queues are not protected like that, because the program's threads never wait: one may be lost
+//! in the middle of a push, which would make the child spin on that slot. So the child never touches
+//! what it inherited. Whatever belongs to an earlier *generation* counts as not started.
+//!
+//! A child made by the raw `clone` system call runs no handlers: it must not free large blocks.
+//!
+//! # Exit
+//!
+//! Nothing is drained and nobody is joined: the memory goes with the process. The drainers are kept
+//! out of the backing from the first exit handler on; the handler waits for one that is inside only
+//! where the backing is about to unmap itself.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::{backing, sys};
+
+/// Low half: drainers inside the backing. High half: forks being prepared or under way.
+static GATE: AtomicU32 = AtomicU32::new(0);
+const ONE_INSIDE: u32 = 1;
+const ONE_FORK: u32 = 1 << 16;
+const INSIDE: u32 = ONE_FORK - 1;
+
+static EXITING: AtomicBool = AtomicBool::new(false);
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// How often this process, or one that it was forked from, was forked off after a drainer started.
+#[inline]
+pub(crate) fn generation() -> u32 {
+    // Only the forked child's single thread ever changes it: there is nothing to be ordered with.
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Whether the exit handlers have begun to run.
+pub(crate) fn exiting() -> bool {
+    EXITING.load(Ordering::SeqCst)
+}
+
+/// A drainer's stay inside the backing.
+#[derive(Debug)]
+pub(crate) struct Inside(());
+
+impl Inside {
+    /// Waits until no fork is under way; `None` once the process exits.
+    pub(crate) fn enter() -> Option<Inside> {
+        loop {
+            let gate = GATE.load(Ordering::Relaxed);
+            // SeqCst pairs with `exit`: it stores EXITING and then reads GATE, we change GATE and
+            // then read EXITING. One of the two sees the other.
+            if gate < ONE_FORK
+                && GATE
+                    .compare_exchange_weak(
+                        gate,
+                        gate + ONE_INSIDE,
+                        Ordering::SeqCst,
+                        Ordering::Relaxed,
+                    )
+                    .is_ok()
+            {
+                let inside = Inside(());
+                return if exiting() { None } else { Some(inside) };
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// Lets a waiting fork, or the exit, go first: to be called between short pieces of work.
+    pub(crate) fn give_way(self) -> Option<Inside> {
+        if GATE.load(Ordering::Relaxed) < ONE_FORK && !exiting() {
+            return Some(self);
+        }
+        drop(self);
+        Inside::enter()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // Release: what was done inside is finished for the fork, which acquires in `prepare`.
+        GATE.fetch_sub(ONE_INSIDE, Ordering::Release);
+    }
+}
+
+/// Registers the handlers; false when the system refuses them.
+///
+/// Two threads may both get here first. Handlers that are registered twice do no harm: they count
+/// up and down twice.
+pub(crate) fn register() -> bool {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.load(Ordering::Acquire) {
+        if !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
+            return false;
+        }
+        REGISTERED.store(true, Ordering::Release);
+    }
+    true
+}
+
+unsafe extern "C" fn prepare() {
+    GATE.fetch_add(ONE_FORK, Ordering::SeqCst);
+    while GATE.load(Ordering::Acquire) & INSIDE != 0 {
+        thread::sleep(Duration::from_micros(20));
+    }
+}
+
+unsafe extern "C" fn parent() {
+    GATE.fetch_sub(ONE_FORK, Ordering::Release);
+}
+
+unsafe extern "C" fn child() {
+    // Forks that other threads of the parent had begun do not exist here.
+    GATE.store(0, Ordering::Relaxed);
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    backing::mimalloc_forked_child();
+}
+
+extern "C" fn exit() {
+    EXITING.store(true, Ordering::SeqCst);
+    if backing::mimalloc_exiting() {
+        while GATE.load(Ordering::SeqCst) & INSIDE != 0 {
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+}

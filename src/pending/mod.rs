@@ -1,0 +1,414 @@
+//! Freed large blocks that wait: to be taken back by an allocation of their class, or to be old
+//! enough to go back to the allocator underneath.
+//!
+//! Each class has one slot for the block freed last, which is the warm one and the first to be taken
+//! back, and behind it a bounded queue. Nothing here frees a block or wakes a thread: what leaves is
+//! handed to the caller.
+//!
+//! # Age
+//!
+//! A program that frees a thousand blocks and goes on with eight of them, round and round, keeps
+//! touching the queue: going by the time at which each block was put in, all thousand would stay
+//! young for ever, because the eight go through the whole queue. So a class ages by its *low-water
+//! mark*: as many blocks as the class held at its emptiest moment in a whole delay were of no use
+//! during that time, and the oldest ones go. Where nothing is taken back this is the age of the
+//! blocks. No clock is read and nothing is stamped on the threads that free.
+
+mod class;
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
+
+pub(crate) use class::{COUNT as CLASSES, Class, MIN_BYTES as MIN_CLASS_BYTES};
+
+/// A freed block. Whoever holds one owns its memory, of at least its class's size.
+#[derive(Debug)]
+pub(crate) struct Block(*mut u8);
+
+// SAFETY: a freed block belongs to no thread; it is nothing but memory.
+unsafe impl Send for Block {}
+
+impl Block {
+    /// # Safety
+    /// `ptr` is a block of at least the size of the class that it is put into, allocated by the
+    /// allocator that it is going to be freed by, and its holder gives it up.
+    #[inline]
+    pub(crate) unsafe fn new(ptr: *mut u8) -> Block {
+        Block(ptr)
+    }
+
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.0
+    }
+}
+
+/// Parts of a delay in which the low-water mark is taken: an unused block leaves after at least four
+/// of them and at most five.
+pub(crate) const MARKS_PER_DELAY: u32 = 4;
+
+/// Why a block was not kept.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// As many bytes wait as may.
+    Bound(Block),
+    /// The class has no queue, or it is full. The block returned may be another one of the class
+    /// than the one that was put in.
+    Queue(Block),
+}
+
+/// What a block that was kept tells the drainer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Normal,
+    /// This block brought the bytes that wait over the high-water mark.
+    OverHighWater,
+}
+
+/// What there was to be taken back.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Fitting(Block),
+    Misaligned(Block),
+    Nothing,
+}
+
+/// All blocks that wait. All zero bytes are a valid value: nothing waits and nothing may.
+pub(crate) struct Pending {
+    backlog: CachePadded<Backlog>,
+    /// One bit for each class that has a queue.
+    built: [AtomicU64; CLASSES.div_ceil(64)],
+    classes: [CachePadded<Waiting>; CLASSES],
+}
+
+struct Backlog {
+    /// Sum of the classes' sizes over the blocks that wait; never above `max_bytes`.
+    bytes: AtomicUsize,
+    peak_bytes: AtomicUsize,
+    max_bytes: AtomicUsize,
+}
+
+/// The blocks of one class that wait.
+struct Waiting {
+    /// The block freed last, or null.
+    last: AtomicPtr<u8>,
+    /// Least number of blocks that waited since the drainer looked last; at most off by what is
+    /// being put or taken this moment.
+    low_water: AtomicUsize,
+    state: AtomicU8,
+    counts: Counts,
+    /// Low-water marks of the parts of a delay before this one, the latest first. The drainer's alone.
+    marks: [AtomicUsize; MARKS_PER_DELAY as usize - 1],
+    /// Initialised once `state` is `READY`, and until the end.
+    queue: UnsafeCell<MaybeUninit<ArrayQueue<Block>>>,
+}
+
+// SAFETY: `queue` is written once, by the thread that moved `state` from EMPTY to BUILDING, before
+// READY is stored with Release; it is read only after READY was loaded with Acquire.
+unsafe impl Sync for Waiting {}
+
+/// States of a class's queue: EMPTY => BUILDING => READY, or back to EMPTY when there was no memory.
+const EMPTY: u8 = 0;
+const BUILDING: u8 = 1;
+const READY: u8 = 2;
+
+/// Blocks of one class since the start: `handed_over` = all others + those that wait.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// Frees that reached `put`.
+    pub(crate) handed_over: AtomicU64,
+    /// Taken back by an allocation.
+    pub(crate) reused: AtomicU64,
+    /// Given back by the drainer, by `flush`, or because memory had run out.
+    pub(crate) drained: AtomicU64,
+    /// Given back by an allocation that found no block of its class.
+    pub(crate) paid_back: AtomicU64,
+    /// Freed by the caller because of the bound on bytes.
+    pub(crate) over_bound: AtomicU64,
+    /// Freed by the caller because of a full or missing queue.
+    pub(crate) queue_full: AtomicU64,
+}
+
+impl Pending {
+    pub(crate) fn set_max_bytes(&self, max: usize) {
+        self.backlog.max_bytes.store(max, Ordering::Relaxed);
+    }
+
+    pub(crate) fn max_bytes(&self) -> usize {
+        self.backlog.max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that wait.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        // SeqCst: pairs with the drainer's falling asleep, see `drainer`.
+        self.backlog.bytes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn peak_bytes(&self) -> usize {
+        self.backlog.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Above this many waiting bytes the drainer does not wait for blocks to age.
+    pub(crate) fn high_water_bytes(&self) -> usize {
+        self.max_bytes() / 4 * 3
+    }
+
+    pub(crate) fn counts(&self, class: Class) -> &Counts {
+        &self.classes[class.index()].counts
+    }
+
+    /// Builds the queue of `class` if it has none. `afford` is asked first, with the size of the
+    /// queue in bytes, because the queue's own allocation aborts the process when it fails.
+    #[inline]
+    pub(crate) fn prepare(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
+        // Acquire is not needed: the queue is not used here.
+        if self.classes[class.index()].state.load(Ordering::Relaxed) == EMPTY {
+            self.build(class, afford);
+        }
+    }
+
+    #[cold]
+    fn build(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
+        let waiting = &self.classes[class.index()];
+        if waiting
+            .state
+            .compare_exchange(EMPTY, BUILDING, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
+        {
+            return;
+        }
+        let n_slots = queue_slots(class);
+        if !afford(n_slots * SLOT_BYTES) {
+            waiting.state.store(EMPTY, Ordering::Relaxed);
+            return;
+        }
+        // SAFETY: this thread alone moved the state to BUILDING; see `Sync`.
+        unsafe { (*waiting.queue.get()).write(ArrayQueue::new(n_slots)) };
+        waiting.state.store(READY, Ordering::Release);
+        let (word, bit) = (class.index() / 64, class.index() % 64);
+        self.built[word].fetch_or(1 << bit, Ordering::Release);
+    }
+
+    /// Classes that have a queue.
+    pub(crate) fn built_classes(&self) -> impl DoubleEndedIterator<Item = Class> + '_ {
+        self.built.iter().enumerate().flat_map(|(word, bits)| {
+            let bits = bits.load(Ordering::Acquire);
+            (0..64)
+                .filter(move |bit| bits & (1 << bit) != 0)
+                .map(move |bit| Class::from_index(word * 64 + bit))
+        })
+    }
+
+    /// Keeps `block` until it is taken or old.
+    #[inline]
+    pub(crate) fn put(&self, class: Class, block: Block) -> Result<Kept, Refused> {
+        let waiting = &*self.classes[class.index()];
+        waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
+        let Some(queue) = waiting.queue() else {
+            waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
+            return Err(Refused::Queue(block));
+        };
+        let Some(before) = self.backlog.reserve(class.bytes()) else {
+            waiting.counts.over_bound.fetch_add(1, Ordering::Relaxed);
+            return Err(Refused::Bound(block));
+        };
+        // AcqRel: the taker sees what was written to the block before it was freed as done
+        // (Release), and we may pass on the block that another thread left here (Acquire).
+        let displaced = waiting.last.swap(block.0, Ordering::AcqRel);
+        if !displaced.is_null() {
+            if let Err(block) = queue.push(Block(displaced)) {
+                self.backlog.release(class.bytes());
+                waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
+                return Err(Refused::Queue(block));
+            }
+        }
+        let high = self.high_water_bytes();
+        if before <= high && before + class.bytes() > high {
+            return Ok(Kept::OverHighWater);
+        }
+        Ok(Kept::Normal)
+    }
+
+    /// Takes back a block of `class`, the one freed last if possible.
+    ///
+    /// One that is not aligned to `align` is the caller's to free: a request with an uncommon
+    /// alignment is better served by the allocator than by a search.
+    #[inline]
+    pub(crate) fn take(&self, class: Class, align: usize) -> Taken {
+        let waiting = &*self.classes[class.index()];
+        let Some(queue) = waiting.queue() else {
+            return Taken::Nothing;
+        };
+        let Some(block) = waiting.pop_last().or_else(|| queue.pop()) else {
+            return Taken::Nothing;
+        };
+        waiting.note_low_water(queue);
+        if block.0.addr() & (align - 1) != 0 {
+            self.left(class, &waiting.counts.paid_back);
+            return Taken::Misaligned(block);
+        }
+        self.left(class, &waiting.counts.reused);
+        Taken::Fitting(block)
+    }
+
+    /// Takes the block of `class` that has waited longest and gives it back for good.
+    #[inline]
+    pub(crate) fn pay_back(&self, class: Class) -> Option<Block> {
+        self.remove_oldest(class, |counts| &counts.paid_back)
+    }
+
+    /// As `pay_back`, for the drainer.
+    pub(crate) fn drain(&self, class: Class) -> Option<Block> {
+        self.remove_oldest(class, |counts| &counts.drained)
+    }
+
+    fn remove_oldest(
+        &self,
+        class: Class,
+        count: impl FnOnce(&Counts) -> &AtomicU64,
+    ) -> Option<Block> {
+        let waiting = &*self.classes[class.index()];
+        let queue = waiting.queue()?;
+        let block = queue.pop().or_else(|| waiting.pop_last())?;
+        self.left(class, count(&waiting.counts));
+        waiting.note_low_water(queue);
+        Some(block)
+    }
+
+    fn left(&self, class: Class, count: &AtomicU64) {
+        self.backlog.release(class.bytes());
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends a part of the delay for `class` and says how many of its blocks nobody needed in the
+    /// last [`MARKS_PER_DELAY`] of them. Only the drainer may call it.
+    pub(crate) fn surplus(&self, class: Class) -> usize {
+        let waiting = &*self.classes[class.index()];
+        let Some(queue) = waiting.queue() else {
+            return 0;
+        };
+        let now = waiting.len(queue);
+        // A block that is taken between the two lines makes the next mark one too high: a block may
+        // go back one part early, which costs a page fault and nothing else.
+        let mark = waiting.low_water.swap(now, Ordering::Relaxed).min(now);
+        let mut surplus = mark;
+        let mut newer = mark;
+        for slot in &waiting.marks {
+            newer = slot.swap(newer, Ordering::Relaxed);
+            surplus = surplus.min(newer);
+        }
+        // What goes now was not there in the parts to come.
+        for slot in &waiting.marks {
+            slot.store(slot.load(Ordering::Relaxed).saturating_sub(surplus), Ordering::Relaxed);
+        }
+        surplus
+    }
+
+    /// Number of blocks of `class` that wait, exact when nobody else is at it.
+    pub(crate) fn len(&self, class: Class) -> usize {
+        let waiting = &*self.classes[class.index()];
+        waiting.queue().map_or(0, |queue| waiting.len(queue))
+    }
+
+    /// Frees the queues themselves, whose blocks must have been taken out.
+    ///
+    /// # Safety
+    /// Nobody else uses `self`, now or later.
+    pub(crate) unsafe fn destroy(&self) {
+        for waiting in &self.classes {
+            if waiting.state.swap(EMPTY, Ordering::Acquire) == READY {
+                // SAFETY: READY, so initialised, and the caller is the only user.
+                unsafe { (*waiting.queue.get()).assume_init_drop() };
+            }
+        }
+    }
+}
+
+impl Waiting {
+    #[inline]
+    fn queue(&self) -> Option<&ArrayQueue<Block>> {
+        // Acquire pairs with the Release store of READY.
+        if self.state.load(Ordering::Acquire) != READY {
+            return None;
+        }
+        // SAFETY: READY, so initialised, and not written again while `self` is in use.
+        Some(unsafe { (*self.queue.get()).assume_init_ref() })
+    }
+
+    #[inline]
+    fn pop_last(&self) -> Option<Block> {
+        // The cheap look first: a miss should not take the cache line away from those who put.
+        if self.last.load(Ordering::Relaxed).is_null() {
+            return None;
+        }
+        // Acquire pairs with the Release half of the swap in `put`.
+        let ptr = self.last.swap(ptr::null_mut(), Ordering::Acquire);
+        (!ptr.is_null()).then_some(Block(ptr))
+    }
+
+    fn len(&self, queue: &ArrayQueue<Block>) -> usize {
+        queue.len() + usize::from(!self.last.load(Ordering::Relaxed).is_null())
+    }
+
+    #[inline]
+    fn note_low_water(&self, queue: &ArrayQueue<Block>) {
+        // 0 is the lowest there is: a loop that uses up its class each time pays a load.
+        let low = self.low_water.load(Ordering::Relaxed);
+        if low > 0 {
+            let now = self.len(queue);
+            if now < low {
+                self.low_water.fetch_min(now, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Backlog {
+    /// Adds `bytes` unless that would go over the bound; returns what there was before.
+    #[inline]
+    fn reserve(&self, bytes: usize) -> Option<usize> {
+        let max = self.max_bytes.load(Ordering::Relaxed);
+        let mut before = self.bytes.load(Ordering::Relaxed);
+        loop {
+            let after = before.checked_add(bytes)?;
+            if after > max {
+                return None;
+            }
+            // SeqCst: comes before the look at whether the drainer sleeps, see `drainer`.
+            match self.bytes.compare_exchange_weak(
+                before,
+                after,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    if after > self.peak_bytes.load(Ordering::Relaxed) {
+                        self.peak_bytes.fetch_max(after, Ordering::Relaxed);
+                    }
+                    return Some(before);
+                }
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    #[inline]
+    fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A slot of `ArrayQueue`: a stamp and the block.
+const SLOT_BYTES: usize = 2 * size_of::<usize>();
+
+/// Room for 4 GiB of blocks, but for few enough of them that building the queue, which writes each
+/// slot, costs no more than the first touch of the block that it is built for.
+fn queue_slots(class: Class) -> usize {
+    ((4 << 30) / class.bytes()).clamp(64, 4096)
+}

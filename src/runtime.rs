@@ -1,0 +1,311 @@
+//! Everything that an allocator owns once its drainer runs, and what its large blocks go through.
+
+use std::alloc::Layout;
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use crate::backing::Backing;
+use crate::config::{Config, say};
+use crate::drainer::{self, Control, free_for_good};
+use crate::lifecycle;
+use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
+use crate::stats::{Stats, Tally};
+use crate::sys;
+
+/// Shared by the allocator and its drainer; lives in a mapping of its own.
+pub(crate) struct Runtime<B> {
+    generation: u32,
+    backing: B,
+    config: Config,
+    lost_in_fork_bytes: u64,
+    control: Control,
+    pending: Pending,
+}
+
+/// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
+const PAY_BACK_BLOCKS: usize = 64;
+
+impl<B: Backing> Runtime<B> {
+    /// Builds a runtime and starts its drainer; `None` when the system refuses a part of it, which
+    /// has then been said on standard error.
+    pub(crate) fn start(
+        backing: B,
+        config: Config,
+        lost_in_fork_bytes: u64,
+    ) -> Option<NonNull<Self>> {
+        if !sys::CAN_DEFER {
+            return None;
+        }
+        let Some(runtime) = Self::build(backing, config, lost_in_fork_bytes) else {
+            say(format_args!("no memory to start with; large blocks are freed at once"));
+            return None;
+        };
+        if !lifecycle::register() {
+            say(format_args!("cannot register for fork and exit; large blocks are freed at once"));
+            // SAFETY: nobody else knows of it.
+            unsafe { Self::destroy(runtime) };
+            return None;
+        }
+        backing.purge_by_drainer();
+
+        let shared = Shared(runtime);
+        let signals = sys::SignalsBlocked::new();
+        let started = thread::Builder::new()
+            .name(drainer::THREAD_NAME.to_owned())
+            // With a size given, no environment variable is read for it.
+            .stack_size(drainer::STACK_BYTES)
+            .spawn(move || {
+                let runtime = shared.into_inner();
+                // SAFETY: the mapping stays until this thread unmaps it, in the next block.
+                let this = unsafe { runtime.as_ref() };
+                let delay = Duration::from_millis(this.config.delay_ms);
+                drainer::run(this.backing, &this.pending, &this.control, delay);
+                // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
+                unsafe { Self::destroy(runtime) };
+            });
+        drop(signals);
+        match started {
+            Ok(thread) => {
+                // SAFETY: the drainer unmaps the runtime after `stop`, which the caller alone calls.
+                unsafe { runtime.as_ref() }.control.set_thread(thread.thread().clone());
+                Some(runtime)
+            }
+            Err(error) => {
+                say(format_args!(
+                    "cannot start the drainer ({error}); large blocks are freed at once"
+                ));
+                // SAFETY: there is no drainer, and nobody else knows of it.
+                unsafe { Self::destroy(runtime) };
+                None
+            }
+        }
+    }
+
+    fn build(backing: B, config: Config, lost_in_fork_bytes: u64) -> Option<NonNull<Self>> {
+        let runtime = NonNull::new(sys::map_zeroed(size_of::<Self>()).cast::<MaybeUninit<Self>>())?;
+        let runtime = runtime.cast::<Self>();
+        let this = runtime.as_ptr();
+        // SAFETY: a fresh mapping of the right size, aligned to a page. `pending` stays as it is:
+        // zeros are a valid `Pending`, and its thousands of classes are not to be touched one by one.
+        unsafe {
+            (&raw mut (*this).generation).write(lifecycle::generation());
+            (&raw mut (*this).backing).write(backing);
+            (&raw mut (*this).config).write(config);
+            (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
+            (&raw mut (*this).control).write(Control::default());
+            (*this).pending.set_max_bytes(config.max_pending_bytes);
+        }
+        Some(runtime)
+    }
+
+    /// # Safety
+    /// Nobody else uses the runtime, now or later, and its pending blocks have been taken out.
+    unsafe fn destroy(runtime: NonNull<Self>) {
+        // SAFETY: the caller is the last user; the fields were initialised by `build`.
+        unsafe {
+            runtime.as_ref().pending.destroy();
+            ptr::drop_in_place(&raw mut (*runtime.as_ptr()).control);
+            sys::unmap(runtime.as_ptr().cast(), size_of::<Self>());
+        }
+    }
+
+    /// Has the drainer free everything and end; the runtime is gone some time after.
+    pub(crate) fn stop(&self) {
+        self.control.stop();
+    }
+
+    /// Whether this runtime was started by this very process, not by one it was forked off from.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.generation == lifecycle::generation()
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        self.config
+    }
+
+    /// A block for `layout`, which belongs to `class`; null when there is no memory.
+    #[inline]
+    pub(crate) fn alloc(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
+        match self.pending.take(class, layout.align()) {
+            Taken::Fitting(block) => {
+                if zeroed {
+                    // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
+                    unsafe { block.as_ptr().write_bytes(0, layout.size()) };
+                }
+                block.as_ptr()
+            }
+            Taken::Misaligned(block) => {
+                self.free_now(class, block);
+                self.alloc_fresh(class, layout, zeroed)
+            }
+            Taken::Nothing => self.alloc_fresh(class, layout, zeroed),
+        }
+    }
+
+    /// As `alloc`, when nothing of the class waits.
+    #[cold]
+    fn alloc_fresh(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
+        self.pending.prepare(class, |bytes| self.can_allocate(bytes));
+        self.pay_back(class);
+        // SAFETY: the class was made from this layout.
+        let block = unsafe { alloc_rounded(self.backing, class, layout, zeroed) };
+        if !block.is_null() {
+            return block;
+        }
+        self.give_back_everything();
+        // SAFETY: as above.
+        unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
+    }
+
+    /// Whether the allocator has `bytes` to spare right now.
+    fn can_allocate(&self, bytes: usize) -> bool {
+        let Ok(layout) = Layout::array::<u8>(bytes) else {
+            return false;
+        };
+        // SAFETY: the layout is not empty, and the block is freed as it was allocated.
+        unsafe {
+            let block = self.backing.alloc(layout);
+            if !block.is_null() {
+                self.backing.dealloc(block, layout);
+            }
+            !block.is_null()
+        }
+    }
+
+    /// Gives back about as much as the caller is going to allocate, so that a program whose sizes
+    /// change does not hold the old ones beside the new ones.
+    ///
+    /// Blocks just above the wanted size come first: one of them makes room for it in one piece.
+    fn pay_back(&self, wanted: Class) {
+        if self.pending.bytes() == 0 {
+            return;
+        }
+        if wanted.unmapped_when_freed() {
+            // A mapping of its own cannot use what the others leave, and giving back its like takes
+            // milliseconds per GiB: more than a thread may be made to wait.
+            self.control.hurry();
+            return;
+        }
+        let mut owed = wanted.bytes();
+        let mut left = PAY_BACK_BLOCKS;
+        let ordinary = || self.pending.built_classes().filter(|class| !class.unmapped_when_freed());
+        let above = ordinary().filter(|class| class.index() > wanted.index());
+        let below = ordinary().rev().filter(|class| class.index() < wanted.index());
+        for class in above.chain(below) {
+            while let Some(block) = self.pending.pay_back(class) {
+                self.free_now(class, block);
+                owed = owed.saturating_sub(class.bytes());
+                left -= 1;
+                if owed == 0 || left == 0 {
+                    return;
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn give_back_everything(&self) {
+        for class in self.pending.built_classes() {
+            while let Some(block) = self.pending.drain(class) {
+                self.free_now(class, block);
+            }
+        }
+        self.backing.purge();
+    }
+
+    /// Frees on the calling thread a block that has left `pending`, or never got in.
+    fn free_now(&self, class: Class, block: Block) {
+        // SAFETY: the block belongs to `class` and is ours.
+        unsafe { free_for_good(self.backing, class, block) };
+        self.control.note_given_back();
+    }
+
+    /// Frees a block of `class`: it waits for reuse, or for the drainer.
+    ///
+    /// # Safety
+    /// `ptr` is a live block that was allocated for `class`.
+    #[inline]
+    pub(crate) unsafe fn dealloc(&self, class: Class, ptr: *mut u8) {
+        // SAFETY: the caller gives up a block of the class.
+        match self.pending.put(class, unsafe { Block::new(ptr) }) {
+            Ok(Kept::Normal) => self.control.wake_if_asleep(),
+            Ok(Kept::OverHighWater) => self.control.nudge(),
+            Err(refused) => self.refused(class, refused),
+        }
+    }
+
+    #[cold]
+    fn refused(&self, class: Class, refused: Refused) {
+        let (Refused::Bound(block) | Refused::Queue(block)) = refused;
+        self.free_now(class, block);
+    }
+
+    /// See [`DeferFree::flush`](crate::DeferFree::flush).
+    pub(crate) fn flush(&self) {
+        self.control.flush();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            peak_pending_bytes: self.pending.peak_bytes() as u64,
+            lost_in_fork_bytes: self.lost_in_fork_bytes,
+            purges: self.control.purges(),
+            drainer_running: true,
+            ..Stats::default()
+        };
+        for class in self.pending.built_classes() {
+            let counts = self.pending.counts(class);
+            let tally = |blocks| Tally::of(blocks, class.bytes());
+            for (sum, count) in [
+                (&mut stats.handed_over, &counts.handed_over),
+                (&mut stats.reused, &counts.reused),
+                (&mut stats.drained, &counts.drained),
+                (&mut stats.paid_back, &counts.paid_back),
+                (&mut stats.over_bound, &counts.over_bound),
+                (&mut stats.queue_full, &counts.queue_full),
+            ] {
+                *sum += tally(count.load(Ordering::Relaxed));
+            }
+            stats.pending += tally(self.pending.len(class) as u64);
+        }
+        stats
+    }
+
+    /// Bytes that wait, readable in a forked child too.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending.bytes()
+    }
+}
+
+/// Allocates with the size of `class`, so that any block of the class can take its place.
+///
+/// # Safety
+/// `class` is the class of `layout`.
+pub(crate) unsafe fn alloc_rounded<B: Backing>(
+    backing: B,
+    class: Class,
+    layout: Layout,
+    zeroed: bool,
+) -> *mut u8 {
+    let Some(layout) = class.layout(layout.align()) else {
+        return ptr::null_mut();
+    };
+    // SAFETY: a class's size is not 0.
+    unsafe { if zeroed { backing.alloc_zeroed(layout) } else { backing.alloc(layout) } }
+}
+
+/// The runtime on its way to the drainer.
+struct Shared<B>(NonNull<Runtime<B>>);
+
+// SAFETY: all that two threads do with a `Runtime` goes through atomics and locks.
+unsafe impl<B: Send + Sync> Send for Shared<B> {}
+
+impl<B> Shared<B> {
+    fn into_inner(self) -> NonNull<Runtime<B>> {
+        self.0
+    }
+}

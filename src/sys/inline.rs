@@ -1,0 +1,45 @@
+//! Systems on which nothing is deferred: no drainer, no fork or exit handlers, no environment.
+
+/// Whether the drainer can run here.
+pub(crate) const CAN_DEFER: bool = false;
+
+#[derive(Debug)]
+pub(crate) struct SignalsBlocked;
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> Self {
+        SignalsBlocked
+    }
+}
+
+pub(crate) fn map_zeroed(_len: usize) -> *mut u8 {
+    std::ptr::null_mut()
+}
+
+/// # Safety
+/// `ptr` must come from `map_zeroed(len)`, which here never gives anything.
+pub(crate) unsafe fn unmap(_ptr: *mut u8, _len: usize) {}
+
+/// # Safety
+/// The bytes must be a block that nobody reads any more.
+pub(crate) unsafe fn release_in_pieces(_ptr: *mut u8, _len: usize) {}
+
+pub(crate) fn write_stderr(_bytes: &[u8]) {}
+
+pub(crate) fn for_each_variable(_f: impl FnMut(&[u8], &[u8])) {}
+
+pub(crate) fn memory_limit() -> Option<usize> {
+    None
+}
+
+pub(crate) fn at_fork(
+    _prepare: unsafe extern "C" fn(),
+    _parent: unsafe extern "C" fn(),
+    _child: unsafe extern "C" fn(),
+) -> bool {
+    false
+}
+
+pub(crate) fn at_exit(_handler: extern "C" fn()) -> bool {
+    false
+}
