@@ -192,16 +192,21 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// Reads the settings if that has not been done, and returns the threshold.
-    ///
+    /// The threshold in force.
+    #[inline]
+    fn read_settings(&self) -> usize {
+        // Acquire pairs with the Release in `read_settings_first`, for the settings besides.
+        match self.threshold.load(Ordering::Acquire) {
+            0 => self.read_settings_first(),
+            known => known,
+        }
+    }
+
     /// Nobody waits here: threads that come first at the same time all read, and all find the same.
     /// Which of them is taken matters for the threshold alone, because a block must be rounded by
     /// the same rule when it is allocated and when it is freed.
-    fn read_settings(&self) -> usize {
-        let known = self.threshold.load(Ordering::Acquire);
-        if known != 0 {
-            return known;
-        }
+    #[cold]
+    fn read_settings_first(&self) -> usize {
         let settings = self.defaults.with_environment(false);
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
         let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
@@ -211,7 +216,7 @@ impl<B: Backing> DeferFree<B> {
         } else {
             SWITCHED_OFF
         };
-        // Release pairs with the Acquire load above, for the stores before.
+        // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
         match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
                 // Once more, by the one thread that won, to say what could not be used.

@@ -1,14 +1,28 @@
-//! Front page: see README (placeholder until the README is written)
-#![warn(missing_docs)]
+#![doc = include_str!("../README.md")]
+//!
+//! # In this crate
+//!
+//! In reading order; each module uses only those below it.
+//!
+//! - `allocator`: [`DeferFree`], the size test of each call, and when the drainer starts
+//! - `runtime`: what a large block goes through once the drainer runs
+//! - `drainer`: the background thread, when it sleeps and who wakes it
+//! - `pending`: the blocks that wait, by size class
+//! - `lifecycle`: fork and exit
+//! - `stats`, `config`: what happened, what is set
+//! - `backing`: the allocator underneath; `sys`: the operating system
+//!
+//! Nothing that `dealloc` reaches allocates, takes a lock, waits, panics or reads the clock, and but
+//! for the first free after an idle time nothing makes a system call.
 
 mod allocator;
-mod backing;
-mod config;
-mod drainer;
-mod lifecycle;
-mod pending;
 mod runtime;
+mod drainer;
+mod pending;
+mod lifecycle;
 mod stats;
+mod config;
+mod backing;
 mod sys;
 
 pub use allocator::DeferFree;

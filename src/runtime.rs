@@ -16,6 +16,8 @@ use crate::stats::{Stats, Tally};
 use crate::sys;
 
 /// Shared by the allocator and its drainer; lives in a mapping of its own.
+// In this order, so that what every call reads shares a page with the head of `pending`.
+#[repr(C)]
 pub(crate) struct Runtime<B> {
     generation: u32,
     backing: B,

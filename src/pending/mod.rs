@@ -79,6 +79,7 @@ pub(crate) enum Taken {
 }
 
 /// All blocks that wait. All zero bytes are a valid value: nothing waits and nothing may.
+#[repr(C)]
 pub(crate) struct Pending {
     backlog: CachePadded<Backlog>,
     /// One bit for each class that has a queue.
@@ -139,6 +140,7 @@ impl Pending {
         self.backlog.max_bytes.store(max, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn max_bytes(&self) -> usize {
         self.backlog.max_bytes.load(Ordering::Relaxed)
     }
@@ -155,6 +157,7 @@ impl Pending {
     }
 
     /// Above this many waiting bytes the drainer does not wait for blocks to age.
+    #[inline]
     pub(crate) fn high_water_bytes(&self) -> usize {
         self.max_bytes() / 4 * 3
     }
