@@ -32,9 +32,13 @@ pub(crate) const THREAD_NAME: &str = "deferfree";
 /// Room for a few frames of this file and the allocator's: nothing here recurses.
 pub(crate) const STACK_BYTES: usize = 256 << 10;
 
-/// While blocks still age, memory goes back to the system at most this often: each purge makes the
-/// allocator fault in again what it would have reused meanwhile.
-const PURGE_EVERY: Duration = Duration::from_millis(250);
+/// While the program is at work, memory goes back to the system at most this often, as with mimalloc
+/// alone: a purge takes with it what would have been used again, and that has to be faulted in anew.
+/// Once no large block has been allocated or freed for a round, it goes back at once.
+const PURGE_EVERY: Duration = Duration::from_secs(1);
+
+/// Longest round, however long the delay is.
+const ROUND_MAX: Duration = Duration::from_millis(250);
 
 /// What threads say to the drainer, and it to them. All zero but for `thread` at the start.
 #[derive(Debug, Default)]
@@ -157,9 +161,10 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
     let mut drainer = Drainer { backing, pending, unpurged: false };
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
-    let round_every = mark_every.min(PURGE_EVERY);
+    let round_every = mark_every.min(ROUND_MAX);
     let mut next_mark = Instant::now() + mark_every;
-    let mut last_purge = Instant::now();
+    let mut clean_until = Instant::now();
+    let mut last_activity = 0;
     backing.drainer_init();
     loop {
         if pending.bytes() == 0 && !drainer.unpurged {
@@ -199,11 +204,15 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
         };
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
-        let due = everything || pending.bytes() == 0 || now - last_purge >= PURGE_EVERY;
+        let activity = pending.activity();
+        let quiet = std::mem::replace(&mut last_activity, activity) == activity;
+        if !drainer.unpurged {
+            clean_until = now;
+        }
+        let due = everything || quiet || now - clean_until >= PURGE_EVERY;
         if drainer.unpurged && due {
             backing.purge();
             drainer.unpurged = false;
-            last_purge = Instant::now();
             control.purges.fetch_add(1, Ordering::Relaxed);
         }
         drop(inside);

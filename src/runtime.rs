@@ -152,7 +152,7 @@ impl<B: Backing> Runtime<B> {
     #[cold]
     fn alloc_fresh(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
         self.pending.prepare(class, |bytes| self.can_allocate(bytes));
-        self.pay_back(class);
+        self.pay_back(class, self.pending.note_miss(class));
         // SAFETY: the class was made from this layout.
         let block = unsafe { alloc_rounded(self.backing, class, layout, zeroed) };
         if !block.is_null() {
@@ -178,11 +178,14 @@ impl<B: Backing> Runtime<B> {
         }
     }
 
-    /// Gives back about as much as the caller is going to allocate, so that a program whose sizes
+    /// Gives waiting blocks of other sizes back to the allocator, so that a program whose sizes
     /// change does not hold the old ones beside the new ones.
     ///
-    /// Blocks just above the wanted size come first: one of them makes room for it in one piece.
-    fn pay_back(&self, wanted: Class) {
+    /// The first time it is twice what the caller is going to allocate, and with each further miss in
+    /// a row as much more: by then the program has left the old sizes behind, and only what is given
+    /// back together makes room in one piece. Blocks just above the wanted size come first, because
+    /// one of them is such a piece.
+    fn pay_back(&self, wanted: Class, misses: u32) {
         if self.pending.bytes() == 0 {
             return;
         }
@@ -192,7 +195,7 @@ impl<B: Backing> Runtime<B> {
             self.control.hurry();
             return;
         }
-        let mut owed = wanted.bytes();
+        let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);
         let mut left = PAY_BACK_BLOCKS;
         let ordinary = || self.pending.built_classes().filter(|class| !class.unmapped_when_freed());
         let above = ordinary().filter(|class| class.index() > wanted.index());

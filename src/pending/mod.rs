@@ -19,7 +19,7 @@ mod class;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
@@ -102,6 +102,8 @@ struct Waiting {
     /// being put or taken this moment.
     low_water: AtomicUsize,
     state: AtomicU8,
+    /// Misses since a block was last taken back.
+    misses_in_a_row: AtomicU32,
     counts: Counts,
     /// Low-water marks of the parts of a delay before this one, the latest first. The drainer's alone.
     marks: [AtomicUsize; MARKS_PER_DELAY as usize - 1],
@@ -133,6 +135,8 @@ pub(crate) struct Counts {
     pub(crate) over_bound: AtomicU64,
     /// Freed by the caller because of a full or missing queue.
     pub(crate) queue_full: AtomicU64,
+    /// Allocations that found nothing waiting. Not part of the sum.
+    pub(crate) missed: AtomicU64,
 }
 
 impl Pending {
@@ -256,8 +260,35 @@ impl Pending {
             self.left(class, &waiting.counts.paid_back);
             return Taken::Misaligned(block);
         }
+        if waiting.misses_in_a_row.load(Ordering::Relaxed) != 0 {
+            waiting.misses_in_a_row.store(0, Ordering::Relaxed);
+        }
         self.left(class, &waiting.counts.reused);
         Taken::Fitting(block)
+    }
+
+    /// Notes that an allocation of `class` found nothing, and says how often that has happened since
+    /// the last one that found something, this time included.
+    pub(crate) fn note_miss(&self, class: Class) -> u32 {
+        let waiting = &*self.classes[class.index()];
+        waiting.counts.missed.fetch_add(1, Ordering::Relaxed);
+        let before = waiting.misses_in_a_row.load(Ordering::Relaxed);
+        // Two threads may count one miss between them: it is a hint.
+        waiting.misses_in_a_row.store(before.saturating_add(1), Ordering::Relaxed);
+        before.saturating_add(1)
+    }
+
+    /// A number that changes whenever a large block is allocated or freed.
+    pub(crate) fn activity(&self) -> u64 {
+        self.built_classes()
+            .map(|class| {
+                let counts = self.counts(class);
+                [&counts.handed_over, &counts.reused, &counts.missed]
+                    .map(|count| count.load(Ordering::Relaxed))
+                    .into_iter()
+                    .fold(0, u64::wrapping_add)
+            })
+            .fold(0, u64::wrapping_add)
     }
 
     /// Takes the block of `class` that has waited longest and gives it back for good.
