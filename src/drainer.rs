@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use crate::backing::Backing;
 use crate::lifecycle::{self, Inside};
-use crate::pending::{Block, Class, MARKS_PER_DELAY, Pending};
+use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sys;
 
 /// The drainer's name, as `ps -L` and debuggers show it.
@@ -188,7 +188,7 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
             drainer.drain(inside, pending.built_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
-            let classes = pending.built_classes().rev();
+            let classes = pending.built_classes_below(CLASSES);
             drainer.drain(inside, classes, |class| {
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))

@@ -197,10 +197,11 @@ impl<B: Backing> Runtime<B> {
         }
         let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);
         let mut left = PAY_BACK_BLOCKS;
-        let ordinary = || self.pending.built_classes().filter(|class| !class.unmapped_when_freed());
-        let above = ordinary().filter(|class| class.index() > wanted.index());
-        let below = ordinary().rev().filter(|class| class.index() < wanted.index());
-        for class in above.chain(below) {
+        let above = self
+            .pending
+            .built_classes_from(wanted.index() + 1)
+            .take_while(|class| !class.unmapped_when_freed());
+        for class in above.chain(self.pending.built_classes_below(wanted.index())) {
             while let Some(block) = self.pending.pay_back(class) {
                 self.free_now(class, block);
                 owed = owed.saturating_sub(class.bytes());

@@ -15,14 +15,14 @@
 //! blocks. No clock is read and nothing is stamped on the threads that free.
 
 mod class;
+mod queue;
 
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
+
+use queue::Queue;
 
 pub(crate) use class::{COUNT as CLASSES, Class, MIN_BYTES as MIN_CLASS_BYTES};
 
@@ -101,24 +101,14 @@ struct Waiting {
     /// Least number of blocks that waited since the drainer looked last; at most off by what is
     /// being put or taken this moment.
     low_water: AtomicUsize,
-    state: AtomicU8,
     /// Misses since a block was last taken back.
     misses_in_a_row: AtomicU32,
     counts: Counts,
     /// Low-water marks of the parts of a delay before this one, the latest first. The drainer's alone.
     marks: [AtomicUsize; MARKS_PER_DELAY as usize - 1],
-    /// Initialised once `state` is `READY`, and until the end.
-    queue: UnsafeCell<MaybeUninit<ArrayQueue<Block>>>,
+    /// The others.
+    queue: Queue,
 }
-
-// SAFETY: `queue` is written once, by the thread that moved `state` from EMPTY to BUILDING, before
-// READY is stored with Release; it is read only after READY was loaded with Acquire.
-unsafe impl Sync for Waiting {}
-
-/// States of a class's queue: EMPTY => BUILDING => READY, or back to EMPTY when there was no memory.
-const EMPTY: u8 = 0;
-const BUILDING: u8 = 1;
-const READY: u8 = 2;
 
 /// Blocks of one class since the start: `handed_over` = all others + those that wait.
 #[derive(Default)]
@@ -137,6 +127,14 @@ pub(crate) struct Counts {
     pub(crate) queue_full: AtomicU64,
     /// Allocations that found nothing waiting. Not part of the sum.
     pub(crate) missed: AtomicU64,
+}
+
+impl Counts {
+    /// Blocks that the program holds now, by and large: those from before the start are not counted.
+    fn live(&self) -> usize {
+        let allocated = self.missed.load(Ordering::Relaxed) + self.reused.load(Ordering::Relaxed);
+        allocated.saturating_sub(self.handed_over.load(Ordering::Relaxed)) as usize
+    }
 }
 
 impl Pending {
@@ -170,46 +168,70 @@ impl Pending {
         &self.classes[class.index()].counts
     }
 
-    /// Builds the queue of `class` if it has none. `afford` is asked first, with the size of the
-    /// queue in bytes, because the queue's own allocation aborts the process when it fails.
+    /// Makes room for as many blocks of `class` as the program has now. `afford` says whether that
+    /// many bytes can be had.
     #[inline]
     pub(crate) fn prepare(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
-        // Acquire is not needed: the queue is not used here.
-        if self.classes[class.index()].state.load(Ordering::Relaxed) == EMPTY {
-            self.build(class, afford);
+        let waiting = &*self.classes[class.index()];
+        if waiting.queue.wants_tier(waiting.counts.live()) {
+            waiting.queue.build_tier(afford);
+            let (word, bit) = (class.index() / 64, class.index() % 64);
+            self.built[word].fetch_or(1 << bit, Ordering::Release);
         }
     }
 
-    #[cold]
-    fn build(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
-        let waiting = &self.classes[class.index()];
-        if waiting
-            .state
-            .compare_exchange(EMPTY, BUILDING, Ordering::Relaxed, Ordering::Relaxed)
-            .is_err()
-        {
-            return;
-        }
-        let n_slots = queue_slots(class);
-        if !afford(n_slots * SLOT_BYTES) {
-            waiting.state.store(EMPTY, Ordering::Relaxed);
-            return;
-        }
-        // SAFETY: this thread alone moved the state to BUILDING; see `Sync`.
-        unsafe { (*waiting.queue.get()).write(ArrayQueue::new(n_slots)) };
-        waiting.state.store(READY, Ordering::Release);
-        let (word, bit) = (class.index() / 64, class.index() % 64);
-        self.built[word].fetch_or(1 << bit, Ordering::Release);
+    /// Classes that have a queue, from the smallest.
+    pub(crate) fn built_classes(&self) -> impl Iterator<Item = Class> + '_ {
+        self.built_classes_from(0)
     }
 
-    /// Classes that have a queue.
-    pub(crate) fn built_classes(&self) -> impl DoubleEndedIterator<Item = Class> + '_ {
-        self.built.iter().enumerate().flat_map(|(word, bits)| {
-            let bits = bits.load(Ordering::Acquire);
-            (0..64)
-                .filter(move |bit| bits & (1 << bit) != 0)
-                .map(move |bit| Class::from_index(word * 64 + bit))
+    /// Classes that have a queue, below that with index `end`, from the largest.
+    pub(crate) fn built_classes_below(&self, end: usize) -> impl Iterator<Item = Class> + '_ {
+        let mut end = end;
+        std::iter::from_fn(move || {
+            let class = self.built_below(end)?;
+            end = class.index();
+            Some(class)
         })
+    }
+
+    /// Classes that have a queue, from that with index `start` on, from the smallest.
+    pub(crate) fn built_classes_from(&self, start: usize) -> impl Iterator<Item = Class> + '_ {
+        let mut next = start;
+        std::iter::from_fn(move || {
+            let class = self.built_at_or_above(next)?;
+            next = class.index() + 1;
+            Some(class)
+        })
+    }
+
+    fn built_at_or_above(&self, index: usize) -> Option<Class> {
+        let mut word = index / 64;
+        let mut mask = u64::MAX << (index % 64);
+        while let Some(bits) = self.built.get(word) {
+            // Acquire pairs with the Release in `build`: the queue itself is checked by its state.
+            let bits = bits.load(Ordering::Acquire) & mask;
+            if bits != 0 {
+                return Some(Class::from_index(word * 64 + bits.trailing_zeros() as usize));
+            }
+            word += 1;
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    fn built_below(&self, end: usize) -> Option<Class> {
+        let last = end.checked_sub(1)?;
+        let mut word = last / 64;
+        let mut mask = u64::MAX >> (63 - last % 64);
+        loop {
+            let bits = self.built.get(word)?.load(Ordering::Acquire) & mask;
+            if bits != 0 {
+                return Some(Class::from_index(word * 64 + bits.ilog2() as usize));
+            }
+            word = word.checked_sub(1)?;
+            mask = u64::MAX;
+        }
     }
 
     /// Keeps `block` until it is taken or old.
@@ -217,10 +239,11 @@ impl Pending {
     pub(crate) fn put(&self, class: Class, block: Block) -> Result<Kept, Refused> {
         let waiting = &*self.classes[class.index()];
         waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
-        let Some(queue) = waiting.queue() else {
+        // Without a queue the drainer does not know of the class: its blocks are from before the start.
+        if !waiting.queue.is_built() {
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Queue(block));
-        };
+        }
         let Some(before) = self.backlog.reserve(class.bytes()) else {
             waiting.counts.over_bound.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Bound(block));
@@ -229,7 +252,7 @@ impl Pending {
         // (Release), and we may pass on the block that another thread left here (Acquire).
         let displaced = waiting.last.swap(block.0, Ordering::AcqRel);
         if !displaced.is_null() {
-            if let Err(block) = queue.push(Block(displaced)) {
+            if let Err(block) = waiting.queue.push(Block(displaced)) {
                 self.backlog.release(class.bytes());
                 waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
                 return Err(Refused::Queue(block));
@@ -249,13 +272,10 @@ impl Pending {
     #[inline]
     pub(crate) fn take(&self, class: Class, align: usize) -> Taken {
         let waiting = &*self.classes[class.index()];
-        let Some(queue) = waiting.queue() else {
+        let Some(block) = waiting.pop_last().or_else(|| waiting.queue.pop_young()) else {
             return Taken::Nothing;
         };
-        let Some(block) = waiting.pop_last().or_else(|| queue.pop()) else {
-            return Taken::Nothing;
-        };
-        waiting.note_low_water(queue);
+        waiting.note_low_water();
         if block.0.addr() & (align - 1) != 0 {
             self.left(class, &waiting.counts.paid_back);
             return Taken::Misaligned(block);
@@ -308,10 +328,9 @@ impl Pending {
         count: impl FnOnce(&Counts) -> &AtomicU64,
     ) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let queue = waiting.queue()?;
-        let block = queue.pop().or_else(|| waiting.pop_last())?;
+        let block = waiting.queue.pop_old().or_else(|| waiting.pop_last())?;
         self.left(class, count(&waiting.counts));
-        waiting.note_low_water(queue);
+        waiting.note_low_water();
         Some(block)
     }
 
@@ -324,10 +343,7 @@ impl Pending {
     /// last [`MARKS_PER_DELAY`] of them. Only the drainer may call it.
     pub(crate) fn surplus(&self, class: Class) -> usize {
         let waiting = &*self.classes[class.index()];
-        let Some(queue) = waiting.queue() else {
-            return 0;
-        };
-        let now = waiting.len(queue);
+        let now = waiting.len();
         // A block that is taken between the two lines makes the next mark one too high: a block may
         // go back one part early, which costs a page fault and nothing else.
         let mark = waiting.low_water.swap(now, Ordering::Relaxed).min(now);
@@ -346,8 +362,7 @@ impl Pending {
 
     /// Number of blocks of `class` that wait, exact when nobody else is at it.
     pub(crate) fn len(&self, class: Class) -> usize {
-        let waiting = &*self.classes[class.index()];
-        waiting.queue().map_or(0, |queue| waiting.len(queue))
+        self.classes[class.index()].len()
     }
 
     /// Frees the queues themselves, whose blocks must have been taken out.
@@ -355,26 +370,14 @@ impl Pending {
     /// # Safety
     /// Nobody else uses `self`, now or later.
     pub(crate) unsafe fn destroy(&self) {
-        for waiting in &self.classes {
-            if waiting.state.swap(EMPTY, Ordering::Acquire) == READY {
-                // SAFETY: READY, so initialised, and the caller is the only user.
-                unsafe { (*waiting.queue.get()).assume_init_drop() };
-            }
+        for class in self.built_classes() {
+            // SAFETY: the caller is the only user.
+            unsafe { self.classes[class.index()].queue.destroy() };
         }
     }
 }
 
 impl Waiting {
-    #[inline]
-    fn queue(&self) -> Option<&ArrayQueue<Block>> {
-        // Acquire pairs with the Release store of READY.
-        if self.state.load(Ordering::Acquire) != READY {
-            return None;
-        }
-        // SAFETY: READY, so initialised, and not written again while `self` is in use.
-        Some(unsafe { (*self.queue.get()).assume_init_ref() })
-    }
-
     #[inline]
     fn pop_last(&self) -> Option<Block> {
         // The cheap look first: a miss should not take the cache line away from those who put.
@@ -386,16 +389,16 @@ impl Waiting {
         (!ptr.is_null()).then_some(Block(ptr))
     }
 
-    fn len(&self, queue: &ArrayQueue<Block>) -> usize {
-        queue.len() + usize::from(!self.last.load(Ordering::Relaxed).is_null())
+    fn len(&self) -> usize {
+        self.queue.len() + usize::from(!self.last.load(Ordering::Relaxed).is_null())
     }
 
     #[inline]
-    fn note_low_water(&self, queue: &ArrayQueue<Block>) {
+    fn note_low_water(&self) {
         // 0 is the lowest there is: a loop that uses up its class each time pays a load.
         let low = self.low_water.load(Ordering::Relaxed);
         if low > 0 {
-            let now = self.len(queue);
+            let now = self.len();
             if now < low {
                 self.low_water.fetch_min(now, Ordering::Relaxed);
             }
@@ -436,13 +439,4 @@ impl Backlog {
     fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
-}
-
-/// A slot of `ArrayQueue`: a stamp and the block.
-const SLOT_BYTES: usize = 2 * size_of::<usize>();
-
-/// Room for 4 GiB of blocks, but for few enough of them that building the queue, which writes each
-/// slot, costs no more than the first touch of the block that it is built for.
-fn queue_slots(class: Class) -> usize {
-    ((4 << 30) / class.bytes()).clamp(64, 4096)
 }

@@ -1,0 +1,191 @@
+//! A bench runs itself again: each contender is measured in processes of its own, and they take
+//! turns.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::process::Command;
+use std::{env, fmt, io};
+
+use super::allocator::{self, Contender};
+use super::machine;
+use super::memory::{Usage, warm_up};
+use super::timing::empty_timer_pairs;
+use super::{MIB, Scale};
+
+const SECTION_VARIABLE: &str = "BENCH_SECTION";
+const CASE_VARIABLE: &str = "BENCH_CASE";
+const SCALE_VARIABLE: &str = "BENCH_SCALE";
+/// Overrides which contenders are compared, for example `glibc,mimalloc,deferfree`.
+const CONTENDERS_VARIABLE: &str = "BENCH_ALLOCATORS";
+/// Overrides how often each child runs.
+const REPETITIONS_VARIABLE: &str = "BENCH_REPETITIONS";
+
+/// What one child process measures.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    /// Memory that it touches: warmed beforehand, and the case is skipped where it is not
+    /// available.
+    pub(crate) needs_bytes: usize,
+    pub(crate) run: Box<dyn Fn(&mut Report)>,
+}
+
+impl Case {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        needs_bytes: usize,
+        run: impl Fn(&mut Report) + 'static,
+    ) -> Self {
+        Self { name: name.into(), needs_bytes, run: Box::new(run) }
+    }
+}
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Case").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The child's way to its parent: a line `key value` on stdout for each figure. Reporting
+/// allocates, so it comes after the measuring.
+#[derive(Debug)]
+pub(crate) struct Report(());
+
+impl Report {
+    pub(crate) fn put(&mut self, key: &str, value: f64) {
+        println!("{key} {value}");
+    }
+
+    /// A figure that there were not enough samples for is left out.
+    pub(crate) fn put_some(&mut self, key: &str, value: Option<f64>) {
+        if let Some(value) = value {
+            self.put(key, value);
+        }
+    }
+}
+
+/// What the parent asked of this process, if it is a child: section, case and scale.
+pub(crate) fn assignment() -> Option<(String, String, Scale)> {
+    let scale = Scale::from_name(&env::var(SCALE_VARIABLE).ok()?)?;
+    Some((env::var(SECTION_VARIABLE).ok()?, env::var(CASE_VARIABLE).ok()?, scale))
+}
+
+/// Runs a case in this process, and reports what all cases report.
+pub(crate) fn run_here(case: &Case) {
+    let empty = empty_timer_pairs();
+    let usage = Usage::start();
+    let mut report = Report(());
+    (case.run)(&mut report);
+    report.put("cpu", usage.cpu().as_nanos() as f64);
+    report.put("peak", usage.peak_rss_bytes() as f64);
+    report.put("empty", empty.median());
+}
+
+/// The figures of a section, by case, contender and key, one for each repetition.
+#[derive(Debug)]
+pub(crate) struct Results {
+    pub(crate) cases: Vec<String>,
+    pub(crate) contenders: Vec<Contender>,
+    values: HashMap<(String, Contender, String), Vec<f64>>,
+}
+
+/// A figure over the repetitions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) n: usize,
+}
+
+impl Results {
+    pub(crate) fn get(&self, case: &str, contender: Contender, key: &str) -> Option<Spread> {
+        let mut values = self.values.get(&(case.to_owned(), contender, key.to_owned()))?.clone();
+        values.sort_unstable_by(f64::total_cmp);
+        let n = values.len();
+        let median = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
+        Some(Spread { median, min: values[0], max: values[n - 1], n })
+    }
+
+    pub(crate) fn median(&self, case: &str, contender: Contender, key: &str) -> Option<f64> {
+        Some(self.get(case, contender, key)?.median)
+    }
+}
+
+/// Measures each case for each contender. An error names what failed: no row is left out in
+/// silence.
+pub(crate) fn run(
+    section: &str,
+    cases: &[Case],
+    repetitions: usize,
+    scale: Scale,
+) -> Result<Results, String> {
+    let contenders = contenders()?;
+    let repetitions = match env::var(REPETITIONS_VARIABLE) {
+        Ok(n) => n.parse().ok().filter(|n| *n > 0).ok_or(format!("{REPETITIONS_VARIABLE}={n}?"))?,
+        Err(_) => repetitions,
+    };
+    let mut results = Results { cases: Vec::new(), contenders, values: HashMap::new() };
+    for case in cases {
+        let available = machine::available_bytes();
+        if case.needs_bytes as u64 > available / 4 * 3 {
+            let (needs, has) = (case.needs_bytes / MIB, available / MIB as u64);
+            println!("skipped: {section}, {}: needs {needs} MiB of {has} MiB available", case.name);
+            continue;
+        }
+        results.cases.push(case.name.clone());
+        for repetition in 1..=repetitions {
+            for &contender in &results.contenders {
+                let name = contender.name();
+                eprintln!("[{section}] {}: {name}, {repetition} of {repetitions}", case.name);
+                // An eighth on top: allocators round up.
+                warm_up(case.needs_bytes / 8 * 9);
+                let figures = run_child(section, &case.name, contender, scale)
+                    .map_err(|error| format!("{section}, {}, {name}: {error}", case.name))?;
+                for (key, value) in figures {
+                    let of = (case.name.clone(), contender, key);
+                    results.values.entry(of).or_default().push(value);
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+fn contenders() -> Result<Vec<Contender>, String> {
+    let Ok(names) = env::var(CONTENDERS_VARIABLE) else {
+        return Ok(vec![Contender::Mimalloc, Contender::Deferfree]);
+    };
+    let named = |name: &str| {
+        Contender::from_name(name.trim().as_bytes())
+            .ok_or_else(|| format!("{CONTENDERS_VARIABLE}: there is no contender {name:?}"))
+    };
+    names.split(',').map(named).collect()
+}
+
+fn run_child(
+    section: &str,
+    case: &str,
+    contender: Contender,
+    scale: Scale,
+) -> Result<Vec<(String, f64)>, String> {
+    let program =
+        env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let output = Command::new(program)
+        .env(allocator::VARIABLE, contender.name())
+        .env(SECTION_VARIABLE, section)
+        .env(CASE_VARIABLE, case)
+        .env(SCALE_VARIABLE, scale.name())
+        .output()
+        .map_err(|error| format!("cannot start the process: {error}"))?;
+    io::stderr().write_all(&output.stderr).ok();
+    if !output.status.success() {
+        return Err(format!("the process failed: {}", output.status));
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let figure = |line: &str| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key.to_owned(), value.parse().ok()?))
+    };
+    let parse = |line| figure(line).ok_or_else(|| format!("the process printed {line:?}"));
+    stdout.lines().map(parse).collect()
+}
