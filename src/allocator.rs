@@ -6,10 +6,10 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use crate::backing::{Backing, Mimalloc};
-use crate::config::{Config, Settings};
-use crate::lifecycle;
+use crate::config::{Config, Settings, say};
+use crate::lifecycle::{self, Inside};
 use crate::pending::{Class, MIN_CLASS_BYTES};
-use crate::runtime::{Runtime, alloc_rounded};
+use crate::runtime::{Runtime, StartError, alloc_rounded};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -258,6 +258,12 @@ impl<B: Backing> DeferFree<B> {
         if !matches!(self.phase(), Phase::Off) {
             return;
         }
+        // Before STARTING, in which a child that was forked without the handlers would remain.
+        let registered = lifecycle::register();
+        // The drainer's, held from its birth on. A fork or the exit is under way: another time.
+        let Ok(inside) = Inside::try_enter() else {
+            return;
+        };
         if self
             .phase
             .compare_exchange(seen, tagged(STARTING), Ordering::AcqRel, Ordering::Relaxed)
@@ -273,11 +279,20 @@ impl<B: Backing> DeferFree<B> {
             }
         }
         let config = self.config();
-        match Runtime::start(self.backing, config, lost_in_fork_bytes) {
-            // Release: see `phase`.
-            Some(runtime) => self.phase.store(runtime.as_ptr(), Ordering::Release),
-            None => self.phase.store(tagged(FAILED), Ordering::Release),
-        }
+        let started = if registered {
+            Runtime::start(self.backing, config, lost_in_fork_bytes, inside)
+        } else {
+            Err(StartError::Register)
+        };
+        let phase = match started {
+            Ok(runtime) => runtime.as_ptr(),
+            Err(error) => {
+                say(format_args!("{error}; large blocks are freed at once"));
+                tagged(FAILED)
+            }
+        };
+        // Release: see `phase`.
+        self.phase.store(phase, Ordering::Release);
     }
 
     fn class_of(&self, layout: Layout) -> Option<Class> {
@@ -338,6 +353,12 @@ impl<B: Backing> DeferFree<B> {
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         // SAFETY: the caller's block.
         if unsafe { self.fits_in_place(ptr, layout, new_layout, threshold) } {
+            if let (Phase::Running(runtime), Some(class)) =
+                (self.phase(), self.class_of(new_layout).filter(|_| new_size >= threshold))
+            {
+                // Nothing of this class may have been allocated so far.
+                runtime.prepare(class);
+            }
             return ptr;
         }
         // SAFETY: both sizes are the caller's; the blocks are distinct, and the old one is given up

@@ -165,7 +165,6 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
     let mut next_mark = Instant::now() + mark_every;
     let mut clean_until = Instant::now();
     let mut last_activity = 0;
-    backing.drainer_init();
     loop {
         if pending.bytes() == 0 && !drainer.unpurged {
             control.sleep(pending);
@@ -179,23 +178,25 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
         let Some(inside) = Inside::enter() else {
             park_until_exit();
         };
-        // Read before draining: what is put in from now on is not part of this flush.
-        let flush = control.flush_wanted.load(Ordering::SeqCst);
+        // In this order: a flush asks first and hurries us then, so whoever's hurry is taken here has
+        // been heard. Before draining: what is put in from now on is not part of this flush.
         let hurry = control.hurry.swap(false, Ordering::SeqCst);
+        let flush = control.flush_wanted.load(Ordering::SeqCst);
+        let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
-        let everything = hurry || stop || delay.is_zero();
+        let everything = hurry || flushing || stop || delay.is_zero();
         let inside = if everything {
-            drainer.drain(inside, pending.built_classes(), |class| pending.len(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
-            let classes = pending.built_classes_below(CLASSES);
+            let classes = pending.known_classes_below(CLASSES);
             drainer.drain(inside, classes, |class| {
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))
             })
         } else if now >= next_mark {
             next_mark = now + mark_every;
-            drainer.drain(inside, pending.built_classes(), |class| pending.surplus(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class))
         } else {
             Some(inside)
         };
@@ -216,7 +217,9 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
             control.purges.fetch_add(1, Ordering::Relaxed);
         }
         drop(inside);
-        if control.flush_done.swap(flush, Ordering::AcqRel) != flush {
+        if flushing {
+            // Release pairs with the Acquire in `flush`.
+            control.flush_done.store(flush, Ordering::Release);
             let (lock, flushed) = &control.flushed;
             // Taking the lock makes sure that the waiter either sees the new value or waits already.
             drop(lock.lock().unwrap_or_else(PoisonError::into_inner));

@@ -7,8 +7,10 @@
 //! the backing goes through one gate for the whole process:
 //!
 //! ```text
-//! drainer   enter:   0 forks        -> one more inside          (else it waits outside)
+//! drainer   enter:   0 forks -> one more inside            (else it waits outside)
 //!           leave:   one less inside
+//! its start enter:   the same for the thread that starts it, which does not wait: the system's and
+//!                    Rust's start of a thread allocate. The drainer leaves once it is set up.
 //! fork      prepare: one more fork; waits until nobody is inside
 //!           parent:  one less fork
 //!           child:   gate open and empty; next generation
@@ -22,9 +24,8 @@
 //!
 //! # Exit
 //!
-//! Nothing is drained and nobody is joined: the memory goes with the process. The drainers are kept
-//! out of the backing from the first exit handler on; the handler waits for one that is inside only
-//! where the backing is about to unmap itself.
+//! Nothing is drained and nobody is joined or waited for: the memory goes with the process. From the
+//! first exit handler on the drainers no longer enter the backing.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -50,7 +51,15 @@ pub(crate) fn generation() -> u32 {
 
 /// Whether the exit handlers have begun to run.
 pub(crate) fn exiting() -> bool {
-    EXITING.load(Ordering::SeqCst)
+    // Relaxed: nothing is handed over with it; those who miss it once see it the next time.
+    EXITING.load(Ordering::Relaxed)
+}
+
+/// Why the gate is closed.
+#[derive(Debug)]
+pub(crate) enum Closed {
+    Forking,
+    Exiting,
 }
 
 /// A drainer's stay inside the backing.
@@ -61,24 +70,33 @@ impl Inside {
     /// Waits until no fork is under way; `None` once the process exits.
     pub(crate) fn enter() -> Option<Inside> {
         loop {
-            let gate = GATE.load(Ordering::Relaxed);
-            // SeqCst pairs with `exit`: it stores EXITING and then reads GATE, we change GATE and
-            // then read EXITING. One of the two sees the other.
-            if gate < ONE_FORK
-                && GATE
-                    .compare_exchange_weak(
-                        gate,
-                        gate + ONE_INSIDE,
-                        Ordering::SeqCst,
-                        Ordering::Relaxed,
-                    )
-                    .is_ok()
-            {
-                let inside = Inside(());
-                return if exiting() { None } else { Some(inside) };
+            match Inside::try_enter() {
+                Ok(inside) => return Some(inside),
+                Err(Closed::Exiting) => return None,
+                Err(Closed::Forking) => thread::sleep(Duration::from_micros(100)),
             }
-            thread::sleep(Duration::from_micros(100));
         }
+    }
+
+    /// As `enter`, without waiting.
+    pub(crate) fn try_enter() -> Result<Inside, Closed> {
+        if exiting() {
+            return Err(Closed::Exiting);
+        }
+        let mut gate = GATE.load(Ordering::Relaxed);
+        while gate < ONE_FORK {
+            // Acquire pairs with the Release in `parent`: the fork is over.
+            match GATE.compare_exchange_weak(
+                gate,
+                gate + ONE_INSIDE,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Ok(Inside(())),
+                Err(now) => gate = now,
+            }
+        }
+        Err(Closed::Forking)
     }
 
     /// Lets a waiting fork, or the exit, go first: to be called between short pieces of work.
@@ -114,7 +132,7 @@ pub(crate) fn register() -> bool {
 }
 
 unsafe extern "C" fn prepare() {
-    GATE.fetch_add(ONE_FORK, Ordering::SeqCst);
+    GATE.fetch_add(ONE_FORK, Ordering::Relaxed);
     while GATE.load(Ordering::Acquire) & INSIDE != 0 {
         thread::sleep(Duration::from_micros(20));
     }
@@ -132,10 +150,6 @@ unsafe extern "C" fn child() {
 }
 
 extern "C" fn exit() {
-    EXITING.store(true, Ordering::SeqCst);
-    if backing::mimalloc_exiting() {
-        while GATE.load(Ordering::SeqCst) & INSIDE != 0 {
-            thread::sleep(Duration::from_micros(100));
-        }
-    }
+    EXITING.store(true, Ordering::Relaxed);
+    backing::mimalloc_exiting();
 }

@@ -1,6 +1,8 @@
 //! Everything that an allocator owns once its drainer runs, and what its large blocks go through.
 
 use std::alloc::Layout;
+use std::fmt;
+use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering;
@@ -8,9 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::backing::Backing;
-use crate::config::{Config, say};
+use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
-use crate::lifecycle;
+use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::stats::{Stats, Tally};
 use crate::sys;
@@ -27,30 +29,41 @@ pub(crate) struct Runtime<B> {
     pending: Pending,
 }
 
+/// Why there is no drainer.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    Platform,
+    Memory,
+    Register,
+    Thread(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Platform => f.write_str("nothing is deferred on this platform"),
+            StartError::Memory => f.write_str("no memory to start with"),
+            StartError::Register => f.write_str("cannot register for fork and exit"),
+            StartError::Thread(error) => write!(f, "cannot start the drainer ({error})"),
+        }
+    }
+}
+
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
 const PAY_BACK_BLOCKS: usize = 64;
 
 impl<B: Backing> Runtime<B> {
-    /// Builds a runtime and starts its drainer; `None` when the system refuses a part of it, which
-    /// has then been said on standard error.
+    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate.
     pub(crate) fn start(
         backing: B,
         config: Config,
         lost_in_fork_bytes: u64,
-    ) -> Option<NonNull<Self>> {
+        inside: Inside,
+    ) -> Result<NonNull<Self>, StartError> {
         if !sys::CAN_DEFER {
-            return None;
+            return Err(StartError::Platform);
         }
-        let Some(runtime) = Self::build(backing, config, lost_in_fork_bytes) else {
-            say(format_args!("no memory to start with; large blocks are freed at once"));
-            return None;
-        };
-        if !lifecycle::register() {
-            say(format_args!("cannot register for fork and exit; large blocks are freed at once"));
-            // SAFETY: nobody else knows of it.
-            unsafe { Self::destroy(runtime) };
-            return None;
-        }
+        let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         backing.purge_by_drainer();
 
         let shared = Shared(runtime);
@@ -63,6 +76,8 @@ impl<B: Backing> Runtime<B> {
                 let runtime = shared.into_inner();
                 // SAFETY: the mapping stays until this thread unmaps it, in the next block.
                 let this = unsafe { runtime.as_ref() };
+                this.backing.drainer_init();
+                drop(inside);
                 let delay = Duration::from_millis(this.config.delay_ms);
                 drainer::run(this.backing, &this.pending, &this.control, delay);
                 // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
@@ -73,15 +88,12 @@ impl<B: Backing> Runtime<B> {
             Ok(thread) => {
                 // SAFETY: the drainer unmaps the runtime after `stop`, which the caller alone calls.
                 unsafe { runtime.as_ref() }.control.set_thread(thread.thread().clone());
-                Some(runtime)
+                Ok(runtime)
             }
             Err(error) => {
-                say(format_args!(
-                    "cannot start the drainer ({error}); large blocks are freed at once"
-                ));
                 // SAFETY: there is no drainer, and nobody else knows of it.
                 unsafe { Self::destroy(runtime) };
-                None
+                Err(StartError::Thread(error))
             }
         }
     }
@@ -151,7 +163,7 @@ impl<B: Backing> Runtime<B> {
     /// As `alloc`, when nothing of the class waits.
     #[cold]
     fn alloc_fresh(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
-        self.pending.prepare(class, |bytes| self.can_allocate(bytes));
+        self.prepare(class);
         self.pay_back(class, self.pending.note_miss(class));
         // SAFETY: the class was made from this layout.
         let block = unsafe { alloc_rounded(self.backing, class, layout, zeroed) };
@@ -161,6 +173,11 @@ impl<B: Backing> Runtime<B> {
         self.give_back_everything();
         // SAFETY: as above.
         unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
+    }
+
+    /// Sees to it that blocks of `class` can wait.
+    pub(crate) fn prepare(&self, class: Class) {
+        self.pending.prepare(class, |bytes| self.can_allocate(bytes));
     }
 
     /// Whether the allocator has `bytes` to spare right now.
@@ -199,9 +216,9 @@ impl<B: Backing> Runtime<B> {
         let mut left = PAY_BACK_BLOCKS;
         let above = self
             .pending
-            .built_classes_from(wanted.index() + 1)
+            .known_classes_from(wanted.index() + 1)
             .take_while(|class| !class.unmapped_when_freed());
-        for class in above.chain(self.pending.built_classes_below(wanted.index())) {
+        for class in above.chain(self.pending.known_classes_below(wanted.index())) {
             while let Some(block) = self.pending.pay_back(class) {
                 self.free_now(class, block);
                 owed = owed.saturating_sub(class.bytes());
@@ -215,7 +232,7 @@ impl<B: Backing> Runtime<B> {
 
     #[cold]
     fn give_back_everything(&self) {
-        for class in self.pending.built_classes() {
+        for class in self.pending.known_classes() {
             while let Some(block) = self.pending.drain(class) {
                 self.free_now(class, block);
             }
@@ -263,7 +280,7 @@ impl<B: Backing> Runtime<B> {
             drainer_running: true,
             ..Stats::default()
         };
-        for class in self.pending.built_classes() {
+        for class in self.pending.known_classes() {
             let counts = self.pending.counts(class);
             let tally = |blocks| Tally::of(blocks, class.bytes());
             for (sum, count) in [

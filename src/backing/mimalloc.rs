@@ -150,16 +150,15 @@ pub(crate) fn forked_child() {
     }
 }
 
-/// At exit: there is no use in purging memory that goes with the process (mimalloc's own exit
-/// handler would, on the main thread). Tells whether that handler then unmaps everything
-/// (`destroy_on_exit`), which nobody else may be using at that time.
-pub(crate) fn exiting() -> bool {
-    if !DRAINED.load(Ordering::Relaxed) || !known_version() {
-        return false;
-    }
-    // SAFETY: as in `purge_by_drainer`.
-    unsafe {
-        ffi::mi_option_set_default(PURGE_DELAY, -1);
-        ffi::mi_option_is_enabled(DESTROY_ON_EXIT)
+/// At exit: mimalloc's own exit handler is still to come. It need not purge memory that goes with the
+/// process, and it must not unmap everything (`destroy_on_exit`) under the threads that still run, of
+/// which this crate has added one.
+pub(crate) fn exiting() {
+    if DRAINED.load(Ordering::Relaxed) && known_version() {
+        // SAFETY: as in `purge_by_drainer`.
+        unsafe {
+            ffi::mi_option_set_default(PURGE_DELAY, -1);
+            ffi::mi_option_set(DESTROY_ON_EXIT, 0);
+        }
     }
 }

@@ -82,8 +82,8 @@ pub(crate) enum Taken {
 #[repr(C)]
 pub(crate) struct Pending {
     backlog: CachePadded<Backlog>,
-    /// One bit for each class that has a queue.
-    built: [AtomicU64; CLASSES.div_ceil(64)],
+    /// One bit for each class of which a block has been allocated or freed.
+    known: [AtomicU64; CLASSES.div_ceil(64)],
     classes: [CachePadded<Waiting>; CLASSES],
 }
 
@@ -174,43 +174,48 @@ impl Pending {
     pub(crate) fn prepare(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
         let waiting = &*self.classes[class.index()];
         if waiting.queue.wants_tier(waiting.counts.live()) {
+            // Known first: the drainer looks for blocks in the classes that are.
+            self.make_known(class);
             waiting.queue.build_tier(afford);
-            let (word, bit) = (class.index() / 64, class.index() % 64);
-            self.built[word].fetch_or(1 << bit, Ordering::Release);
         }
     }
 
-    /// Classes that have a queue, from the smallest.
-    pub(crate) fn built_classes(&self) -> impl Iterator<Item = Class> + '_ {
-        self.built_classes_from(0)
+    fn make_known(&self, class: Class) {
+        let (word, bit) = (class.index() / 64, class.index() % 64);
+        // Relaxed: the set of classes only grows, and what is in a class orders itself.
+        self.known[word].fetch_or(1 << bit, Ordering::Relaxed);
     }
 
-    /// Classes that have a queue, below that with index `end`, from the largest.
-    pub(crate) fn built_classes_below(&self, end: usize) -> impl Iterator<Item = Class> + '_ {
+    /// Classes that are known, from the smallest.
+    pub(crate) fn known_classes(&self) -> impl Iterator<Item = Class> + '_ {
+        self.known_classes_from(0)
+    }
+
+    /// Classes that are known, below that with index `end`, from the largest.
+    pub(crate) fn known_classes_below(&self, end: usize) -> impl Iterator<Item = Class> + '_ {
         let mut end = end;
         std::iter::from_fn(move || {
-            let class = self.built_below(end)?;
+            let class = self.known_below(end)?;
             end = class.index();
             Some(class)
         })
     }
 
-    /// Classes that have a queue, from that with index `start` on, from the smallest.
-    pub(crate) fn built_classes_from(&self, start: usize) -> impl Iterator<Item = Class> + '_ {
+    /// Classes that are known, from that with index `start` on, from the smallest.
+    pub(crate) fn known_classes_from(&self, start: usize) -> impl Iterator<Item = Class> + '_ {
         let mut next = start;
         std::iter::from_fn(move || {
-            let class = self.built_at_or_above(next)?;
+            let class = self.known_at_or_above(next)?;
             next = class.index() + 1;
             Some(class)
         })
     }
 
-    fn built_at_or_above(&self, index: usize) -> Option<Class> {
+    fn known_at_or_above(&self, index: usize) -> Option<Class> {
         let mut word = index / 64;
         let mut mask = u64::MAX << (index % 64);
-        while let Some(bits) = self.built.get(word) {
-            // Acquire pairs with the Release in `build`: the queue itself is checked by its state.
-            let bits = bits.load(Ordering::Acquire) & mask;
+        while let Some(bits) = self.known.get(word) {
+            let bits = bits.load(Ordering::Relaxed) & mask;
             if bits != 0 {
                 return Some(Class::from_index(word * 64 + bits.trailing_zeros() as usize));
             }
@@ -220,12 +225,12 @@ impl Pending {
         None
     }
 
-    fn built_below(&self, end: usize) -> Option<Class> {
+    fn known_below(&self, end: usize) -> Option<Class> {
         let last = end.checked_sub(1)?;
         let mut word = last / 64;
         let mut mask = u64::MAX >> (63 - last % 64);
         loop {
-            let bits = self.built.get(word)?.load(Ordering::Acquire) & mask;
+            let bits = self.known.get(word)?.load(Ordering::Relaxed) & mask;
             if bits != 0 {
                 return Some(Class::from_index(word * 64 + bits.ilog2() as usize));
             }
@@ -239,8 +244,9 @@ impl Pending {
     pub(crate) fn put(&self, class: Class, block: Block) -> Result<Kept, Refused> {
         let waiting = &*self.classes[class.index()];
         waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
-        // Without a queue the drainer does not know of the class: its blocks are from before the start.
         if !waiting.queue.is_built() {
+            // All that was allocated of this class is from before the start.
+            self.make_known(class);
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Queue(block));
         }
@@ -300,7 +306,7 @@ impl Pending {
 
     /// A number that changes whenever a large block is allocated or freed.
     pub(crate) fn activity(&self) -> u64 {
-        self.built_classes()
+        self.known_classes()
             .map(|class| {
                 let counts = self.counts(class);
                 [&counts.handed_over, &counts.reused, &counts.missed]
@@ -370,7 +376,7 @@ impl Pending {
     /// # Safety
     /// Nobody else uses `self`, now or later.
     pub(crate) unsafe fn destroy(&self) {
-        for class in self.built_classes() {
+        for class in self.known_classes() {
             // SAFETY: the caller is the only user.
             unsafe { self.classes[class.index()].queue.destroy() };
         }

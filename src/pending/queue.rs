@@ -71,7 +71,7 @@ impl Queue {
     /// Whether there is room for any block at all.
     #[inline]
     pub(super) fn is_built(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & !BUILDING != 0
+        self.state.load(Ordering::Acquire) & !BUILDING != 0
     }
 
     #[inline]
