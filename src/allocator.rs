@@ -81,12 +81,16 @@ enum Phase<'a, B> {
     Failed,
 }
 
-const TAG_BITS: u32 = 2;
 const STARTING: usize = 1;
 const FAILED: usize = 2;
+const TAG_BITS: u32 = 2;
 
 fn tagged<B>(tag: usize) -> *mut Runtime<B> {
     ptr::without_provenance_mut((lifecycle::generation() as usize) << TAG_BITS | tag)
+}
+
+fn is_tagged<B>(phase: *mut Runtime<B>) -> bool {
+    phase.addr() & (STARTING | FAILED) != 0
 }
 
 impl DeferFree {
@@ -231,15 +235,13 @@ impl<B: Backing> DeferFree<B> {
     fn phase(&self) -> Phase<'_, B> {
         // Acquire pairs with the Release store in `start`: the runtime is complete.
         let phase = self.phase.load(Ordering::Acquire);
-        if phase.addr() & (STARTING | FAILED) == 0 {
-            // SAFETY: without a tag it is null or a runtime, which stays until `self` is dropped;
-            // in a forked child the copy of it stays for ever.
-            if let Some(runtime) = unsafe { phase.as_ref() } {
-                if runtime.is_current() {
-                    return Phase::Running(runtime);
-                }
-            }
-            return Phase::Off;
+        if !is_tagged(phase) {
+            // SAFETY: null, or a runtime, which stays until `self` is dropped; in a forked child the
+            // copy of it stays for ever.
+            return match unsafe { phase.as_ref() } {
+                Some(runtime) if runtime.is_current() => Phase::Running(runtime),
+                _ => Phase::Off,
+            };
         }
         if phase == tagged(STARTING) {
             Phase::Starting
@@ -254,28 +256,28 @@ impl<B: Backing> DeferFree<B> {
     /// in here included, finds STARTING and goes straight to the backing.
     #[cold]
     fn start(&self) {
-        let seen = self.phase.load(Ordering::Acquire);
-        if !matches!(self.phase(), Phase::Off) {
-            return;
-        }
         // Before STARTING, in which a child that was forked without the handlers would remain.
         let registered = lifecycle::register();
         // The drainer's, held from its birth on. A fork or the exit is under way: another time.
         let Ok(inside) = Inside::try_enter() else {
             return;
         };
+        let inherited = self.phase.load(Ordering::Acquire);
+        if !matches!(self.phase(), Phase::Off) {
+            return;
+        }
         if self
             .phase
-            .compare_exchange(seen, tagged(STARTING), Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(inherited, tagged(STARTING), Ordering::AcqRel, Ordering::Relaxed)
             .is_err()
         {
             return;
         }
         let mut lost_in_fork_bytes = 0;
-        if seen.addr() & (STARTING | FAILED) == 0 {
-            // SAFETY: as in `phase`. Not current, so inherited: its queues are not touched.
-            if let Some(inherited) = unsafe { seen.as_ref() } {
-                lost_in_fork_bytes = inherited.pending_bytes() as u64;
+        if !is_tagged(inherited) {
+            // SAFETY: as in `phase`. Not current, so its queues are not touched.
+            if let Some(runtime) = unsafe { inherited.as_ref() } {
+                lost_in_fork_bytes = runtime.pending_bytes() as u64;
             }
         }
         let config = self.config();

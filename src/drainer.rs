@@ -6,16 +6,21 @@
 //! sleeps until it is woken, however long that is; a free wakes it only then, so a program that frees
 //! all the time pays for one wake-up, not for one per free.
 //!
+//! That nothing waits and that the drainer sleeps are one word, `Backlog::bytes`: the drainer changes
+//! it from 0 to ASLEEP, a free from ASLEEP to its size. Whoever does the latter wakes the drainer,
+//! nobody else, and no wake-up can fall between looking and sleeping. One that comes before the
+//! drainer has parked is kept by `unpark`.
+//!
+//! The other reasons to be awake are rare, and flags of their own:
+//!
 //! ```text
-//! a freeing thread                          the drainer, about to sleep
-//! F1  pending bytes += size (or dirty)      D1  asleep = true
-//! F2  reads asleep; if true, wakes          D2  reads pending bytes and dirty; not 0: stays awake
+//! somebody                                  the drainer
+//! F1  dirty = true, or hurry, or stop       D1  bytes: 0 => ASLEEP
+//! F2  bytes: ASLEEP => 0? then wakes it     D2  reads dirty, hurry, stop; any: stays awake
 //! ```
 //!
 //! All four are sequentially consistent, so in their single order either F1 comes before D2, and the
-//! drainer stays awake; or D2 before F1, hence D1 before F2, and the free sees `asleep` and wakes
-//! it. A wake-up that comes before the drainer has parked is kept by `unpark`. Of several threads
-//! that see `asleep`, the one that resets it makes the system call.
+//! drainer stays awake; or D2 before F1, hence D1 before F2, which finds ASLEEP and wakes it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
@@ -43,7 +48,6 @@ const ROUND_MAX: Duration = Duration::from_millis(250);
 /// What threads say to the drainer, and it to them. All zero but for `thread` at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
-    asleep: AtomicBool,
     /// Memory was given back by others than the drainer since it purged last.
     dirty: AtomicBool,
     /// Drain everything at the next opportunity, whatever its age.
@@ -63,17 +67,15 @@ impl Control {
         debug_assert!(set.is_ok());
     }
 
-    /// F2: after something was put into pending.
-    #[inline]
-    pub(crate) fn wake_if_asleep(&self) {
-        if self.asleep.load(Ordering::SeqCst) {
-            self.wake();
-        }
+    /// For the one thread that ended the drainer's sleep.
+    #[cold]
+    pub(crate) fn wake(&self) {
+        self.unpark();
     }
 
-    #[cold]
-    fn wake(&self) {
-        if self.asleep.swap(false, Ordering::SeqCst) {
+    /// F2
+    fn wake_if_asleep(&self, pending: &Pending) {
+        if pending.end_sleep() {
             self.unpark();
         }
     }
@@ -85,32 +87,26 @@ impl Control {
     }
 
     /// The caller has given memory back to the allocator itself: it has to be purged some time.
-    pub(crate) fn note_given_back(&self) {
+    pub(crate) fn note_given_back(&self, pending: &Pending) {
         self.dirty.store(true, Ordering::SeqCst);
-        self.wake_if_asleep();
-    }
-
-    /// The backlog has passed the high-water mark: the drainer looks at it now.
-    #[cold]
-    pub(crate) fn nudge(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
-        self.unpark();
+        self.wake_if_asleep(pending);
     }
 
     /// Has everything drained without waiting for it to age, and does not wait for that.
     #[cold]
-    pub(crate) fn hurry(&self) {
+    pub(crate) fn hurry(&self, pending: &Pending) {
         if !self.hurry.swap(true, Ordering::SeqCst) {
-            self.nudge();
+            pending.end_sleep();
+            self.unpark();
         }
     }
 
     /// Waits until all that is pending now has been freed and purged; false if that will not happen
     /// because the process exits.
-    pub(crate) fn flush(&self) -> bool {
+    pub(crate) fn flush(&self, pending: &Pending) -> bool {
         // SeqCst: what the caller put into pending before comes before this in the drainer's eyes.
         let ticket = self.flush_wanted.fetch_add(1, Ordering::SeqCst) + 1;
-        self.hurry();
+        self.hurry(pending);
         let (lock, flushed) = &self.flushed;
         let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
         while self.flush_done.load(Ordering::Acquire) < ticket {
@@ -139,20 +135,21 @@ impl Control {
         self.purges.load(Ordering::Relaxed)
     }
 
+    /// Sleeps until there is something to do.
     fn sleep(&self, pending: &Pending) {
         // D1
-        self.asleep.store(true, Ordering::SeqCst);
-        // D2
-        let idle = pending.bytes() == 0
-            && !self.dirty.load(Ordering::SeqCst)
-            && !self.hurry.load(Ordering::SeqCst)
-            && !self.stop.load(Ordering::SeqCst);
-        if idle {
-            while self.asleep.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
-                thread::park();
-            }
+        if !pending.fall_asleep() {
+            return;
         }
-        self.asleep.store(false, Ordering::SeqCst);
+        // D2
+        let stopped = || self.stop.load(Ordering::SeqCst);
+        if self.dirty.load(Ordering::SeqCst) || self.hurry.load(Ordering::SeqCst) || stopped() {
+            pending.end_sleep();
+        }
+        while pending.is_asleep() && !stopped() {
+            thread::park();
+        }
+        pending.end_sleep();
     }
 }
 

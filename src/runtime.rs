@@ -18,15 +18,12 @@ use crate::stats::{Stats, Tally};
 use crate::sys;
 
 /// Shared by the allocator and its drainer; lives in a mapping of its own.
-// In this order, so that what every call reads shares a page with the head of `pending`.
-#[repr(C)]
 pub(crate) struct Runtime<B> {
-    generation: u32,
+    pending: Pending,
     backing: B,
     config: Config,
     lost_in_fork_bytes: u64,
     control: Control,
-    pending: Pending,
 }
 
 /// Why there is no drainer.
@@ -105,12 +102,11 @@ impl<B: Backing> Runtime<B> {
         // SAFETY: a fresh mapping of the right size, aligned to a page. `pending` stays as it is:
         // zeros are a valid `Pending`, and its thousands of classes are not to be touched one by one.
         unsafe {
-            (&raw mut (*this).generation).write(lifecycle::generation());
             (&raw mut (*this).backing).write(backing);
             (&raw mut (*this).config).write(config);
             (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
             (&raw mut (*this).control).write(Control::default());
-            (*this).pending.set_max_bytes(config.max_pending_bytes);
+            (*this).pending.set_up(config.max_pending_bytes, lifecycle::generation());
         }
         Some(runtime)
     }
@@ -134,7 +130,7 @@ impl<B: Backing> Runtime<B> {
     /// Whether this runtime was started by this very process, not by one it was forked off from.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.generation == lifecycle::generation()
+        self.pending.generation() == lifecycle::generation()
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -209,7 +205,7 @@ impl<B: Backing> Runtime<B> {
         if wanted.unmapped_when_freed() {
             // A mapping of its own cannot use what the others leave, and giving back its like takes
             // milliseconds per GiB: more than a thread may be made to wait.
-            self.control.hurry();
+            self.control.hurry(&self.pending);
             return;
         }
         let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);
@@ -244,7 +240,7 @@ impl<B: Backing> Runtime<B> {
     fn free_now(&self, class: Class, block: Block) {
         // SAFETY: the block belongs to `class` and is ours.
         unsafe { free_for_good(self.backing, class, block) };
-        self.control.note_given_back();
+        self.control.note_given_back(&self.pending);
     }
 
     /// Frees a block of `class`: it waits for reuse, or for the drainer.
@@ -255,8 +251,8 @@ impl<B: Backing> Runtime<B> {
     pub(crate) unsafe fn dealloc(&self, class: Class, ptr: *mut u8) {
         // SAFETY: the caller gives up a block of the class.
         match self.pending.put(class, unsafe { Block::new(ptr) }) {
-            Ok(Kept::Normal) => self.control.wake_if_asleep(),
-            Ok(Kept::OverHighWater) => self.control.nudge(),
+            Ok(Kept::Normal) => {}
+            Ok(Kept::WasAsleep | Kept::OverHighWater) => self.control.wake(),
             Err(refused) => self.refused(class, refused),
         }
     }
@@ -269,7 +265,7 @@ impl<B: Backing> Runtime<B> {
 
     /// See [`DeferFree::flush`](crate::DeferFree::flush).
     pub(crate) fn flush(&self) {
-        self.control.flush();
+        self.control.flush(&self.pending);
     }
 
     pub(crate) fn stats(&self) -> Stats {

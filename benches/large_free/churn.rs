@@ -8,6 +8,7 @@ use crate::section::{PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
 use crate::support::memory::rss_bytes;
+use crate::support::random::Random;
 use crate::support::table::{self, Column, EMPTY, ONE, US, bar_no_slower, column};
 use crate::support::timing::{Latencies, nanos};
 use crate::support::{KIB, MIB, Scale};
@@ -100,19 +101,6 @@ fn churn_thread(live_bytes: usize, seed: u64, stop: &AtomicBool) -> (u64, Latenc
         n_blocks += 1;
     }
     (n_blocks, frees)
-}
-
-/// xorshift64*: each run sees the same sizes.
-struct Random(u64);
-
-impl Random {
-    /// From 0 to 1, without 1.
-    fn unit(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }
 
 fn bars(results: &Results) {

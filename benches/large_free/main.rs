@@ -30,6 +30,8 @@ mod section;
 #[cfg(target_os = "linux")]
 mod stalls;
 #[cfg(target_os = "linux")]
+mod sweep;
+#[cfg(target_os = "linux")]
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::support::children::{self, Case, Results};
 use crate::support::table::{self, Column};
 use crate::support::{Scale, machine};
-use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls};
+use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls, sweep};
 
 pub(crate) struct Section {
     pub(crate) name: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Section {
 /// What the peak RSS of every workload may be, unless its section says otherwise.
 pub(crate) const PEAK_LIMIT: f64 = 1.10;
 
-const SECTIONS: [&Section; 8] = [
+const SECTIONS: [&Section; 9] = [
     &free::SECTION,
     &recycle::SECTION,
     &idle::SECTION,
@@ -31,6 +31,7 @@ const SECTIONS: [&Section; 8] = [
     &mmap::SECTION,
     &churn::SECTION,
     &growth::SECTION,
+    &sweep::SECTION,
 ];
 
 pub(crate) fn main() -> ExitCode {

@@ -26,6 +26,8 @@ pub(crate) struct Case {
     /// Memory that it touches: warmed beforehand, and the case is skipped where it is not
     /// available.
     pub(crate) needs_bytes: usize,
+    /// A variable that its processes find in their environment.
+    pub(crate) variable: Option<(&'static str, String)>,
     pub(crate) run: Box<dyn Fn(&mut Report)>,
 }
 
@@ -35,7 +37,12 @@ impl Case {
         needs_bytes: usize,
         run: impl Fn(&mut Report) + 'static,
     ) -> Self {
-        Self { name: name.into(), needs_bytes, run: Box::new(run) }
+        Self { name: name.into(), needs_bytes, variable: None, run: Box::new(run) }
+    }
+
+    pub(crate) fn with_variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variable = Some((name, value.into()));
+        self
     }
 }
 
@@ -139,7 +146,7 @@ pub(crate) fn run(
                 eprintln!("[{section}] {}: {name}, {repetition} of {repetitions}", case.name);
                 // An eighth on top: allocators round up.
                 warm_up(case.needs_bytes / 8 * 9);
-                let figures = run_child(section, &case.name, contender, scale)
+                let figures = run_child(section, case, contender, scale)
                     .map_err(|error| format!("{section}, {}, {name}: {error}", case.name))?;
                 for (key, value) in figures {
                     let of = (case.name.clone(), contender, key);
@@ -164,7 +171,7 @@ fn contenders() -> Result<Vec<Contender>, String> {
 
 fn run_child(
     section: &str,
-    case: &str,
+    case: &Case,
     contender: Contender,
     scale: Scale,
 ) -> Result<Vec<(String, f64)>, String> {
@@ -173,7 +180,8 @@ fn run_child(
     let output = Command::new(program)
         .env(allocator::VARIABLE, contender.name())
         .env(SECTION_VARIABLE, section)
-        .env(CASE_VARIABLE, case)
+        .env(CASE_VARIABLE, &case.name)
+        .envs(case.variable.clone())
         .env(SCALE_VARIABLE, scale.name())
         .output()
         .map_err(|error| format!("cannot start the process: {error}"))?;

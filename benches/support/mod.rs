@@ -11,6 +11,7 @@ pub(crate) mod block;
 pub(crate) mod children;
 pub(crate) mod machine;
 pub(crate) mod memory;
+pub(crate) mod random;
 pub(crate) mod table;
 pub(crate) mod timing;
 

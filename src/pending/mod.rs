@@ -62,10 +62,12 @@ pub(crate) enum Refused {
     Queue(Block),
 }
 
-/// What a block that was kept tells the drainer.
+/// What a block that was kept means to the drainer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
     Normal,
+    /// It slept. It counts as awake from now on, and the caller has to wake it.
+    WasAsleep,
     /// This block brought the bytes that wait over the high-water mark.
     OverHighWater,
 }
@@ -88,16 +90,26 @@ pub(crate) struct Pending {
 }
 
 struct Backlog {
-    /// Sum of the classes' sizes over the blocks that wait; never above `max_bytes`.
+    /// Sum of the classes' sizes over the blocks that wait, never above `max_bytes`; or, when none
+    /// waits, [`ASLEEP`].
     bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     max_bytes: AtomicUsize,
+    /// Here because each free reads it, and the bytes beside it.
+    generation: AtomicU32,
 }
 
+/// In place of the bytes: nothing waits and the drainer sleeps. No size is odd.
+const ASLEEP: usize = 1;
+
 /// The blocks of one class that wait.
+// In this order, so that a free and an allocation find what they touch in one cache line.
+#[repr(C)]
 struct Waiting {
     /// The block freed last, or null.
     last: AtomicPtr<u8>,
+    /// The others.
+    queue: Queue,
     /// Least number of blocks that waited since the drainer looked last; at most off by what is
     /// being put or taken this moment.
     low_water: AtomicUsize,
@@ -106,12 +118,11 @@ struct Waiting {
     counts: Counts,
     /// Low-water marks of the parts of a delay before this one, the latest first. The drainer's alone.
     marks: [AtomicUsize; MARKS_PER_DELAY as usize - 1],
-    /// The others.
-    queue: Queue,
 }
 
 /// Blocks of one class since the start: `handed_over` = all others + those that wait.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct Counts {
     /// Frees that reached `put`.
     pub(crate) handed_over: AtomicU64,
@@ -138,8 +149,16 @@ impl Counts {
 }
 
 impl Pending {
-    pub(crate) fn set_max_bytes(&self, max: usize) {
-        self.backlog.max_bytes.store(max, Ordering::Relaxed);
+    /// To be called once, before anybody else knows of `self`.
+    pub(crate) fn set_up(&self, max_bytes: usize, generation: u32) {
+        self.backlog.max_bytes.store(max_bytes, Ordering::Relaxed);
+        self.backlog.generation.store(generation, Ordering::Relaxed);
+    }
+
+    /// The generation of the process that the blocks belong to, see `lifecycle`.
+    #[inline]
+    pub(crate) fn generation(&self) -> u32 {
+        self.backlog.generation.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -148,10 +167,23 @@ impl Pending {
     }
 
     /// Bytes that wait.
-    #[inline]
     pub(crate) fn bytes(&self) -> usize {
-        // SeqCst: pairs with the drainer's falling asleep, see `drainer`.
-        self.backlog.bytes.load(Ordering::SeqCst)
+        self.backlog.bytes.load(Ordering::Relaxed) & !ASLEEP
+    }
+
+    /// The drainer falls asleep; false when something waits.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        // SeqCst: see `drainer`.
+        self.backlog.bytes.compare_exchange(0, ASLEEP, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.backlog.bytes.load(Ordering::Acquire) == ASLEEP
+    }
+
+    /// Ends the drainer's sleep; true for the one caller who has to wake it.
+    pub(crate) fn end_sleep(&self) -> bool {
+        self.backlog.bytes.compare_exchange(ASLEEP, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     pub(crate) fn peak_bytes(&self) -> usize {
@@ -265,10 +297,13 @@ impl Pending {
             }
         }
         let high = self.high_water_bytes();
-        if before <= high && before + class.bytes() > high {
-            return Ok(Kept::OverHighWater);
-        }
-        Ok(Kept::Normal)
+        Ok(if before == ASLEEP {
+            Kept::WasAsleep
+        } else if before <= high && before + class.bytes() > high {
+            Kept::OverHighWater
+        } else {
+            Kept::Normal
+        })
     }
 
     /// Takes back a block of `class`, the one freed last if possible.
@@ -413,21 +448,21 @@ impl Waiting {
 }
 
 impl Backlog {
-    /// Adds `bytes` unless that would go over the bound; returns what there was before.
+    /// Adds `bytes` unless that would go over the bound; returns what there was before, which may be
+    /// [`ASLEEP`].
     #[inline]
     fn reserve(&self, bytes: usize) -> Option<usize> {
         let max = self.max_bytes.load(Ordering::Relaxed);
         let mut before = self.bytes.load(Ordering::Relaxed);
         loop {
-            let after = before.checked_add(bytes)?;
+            let after = (before & !ASLEEP).checked_add(bytes)?;
             if after > max {
                 return None;
             }
-            // SeqCst: comes before the look at whether the drainer sleeps, see `drainer`.
             match self.bytes.compare_exchange_weak(
                 before,
                 after,
-                Ordering::SeqCst,
+                Ordering::Relaxed,
                 Ordering::Relaxed,
             ) {
                 Ok(_) => {

@@ -4,9 +4,8 @@
 //! all the blocks that a class may ever have would be 256 KiB a class, on the first allocation of a
 //! program that may have one buffer of each of a hundred sizes.
 
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -16,6 +15,8 @@ use super::Block;
 const TIER_SLOTS: [usize; TIERS] = [64, 1024, 16 << 10];
 const TIERS: usize = 3;
 
+type Tier = ArrayQueue<Block>;
+
 /// A slot of `ArrayQueue`: a stamp and the block.
 const SLOT_BYTES: usize = 2 * size_of::<usize>();
 
@@ -24,23 +25,22 @@ const SLOT_BYTES: usize = 2 * size_of::<usize>();
 /// Within a tier blocks leave in the order in which they came; an upper tier fills when those below
 /// are full, so its blocks are the younger ones, by and large.
 pub(super) struct Queue {
-    /// How many tiers are ready; with [`BUILDING`] added while a thread builds the next one.
-    state: AtomicU8,
-    /// Each is initialised once `state` counts it as ready, and until the end.
-    tiers: [UnsafeCell<MaybeUninit<ArrayQueue<Block>>>; TIERS],
+    /// Built from the first on: null until then, and the same tier from then on.
+    tiers: [AtomicPtr<Tier>; TIERS],
+    building: AtomicBool,
 }
 
-const BUILDING: u8 = 0x80;
-
-// SAFETY: a tier is written once, by the thread that set BUILDING, before `state` counts it, which is
-// stored with Release; it is read only after `state` was loaded with Acquire.
-unsafe impl Sync for Queue {}
-
 impl Queue {
+    /// Whether there is room for any block at all.
+    #[inline]
+    pub(super) fn is_built(&self) -> bool {
+        !self.tiers[0].load(Ordering::Acquire).is_null()
+    }
+
     /// Whether room for `n_blocks` takes another tier.
     #[inline]
     pub(super) fn wants_tier(&self, n_blocks: usize) -> bool {
-        let n_ready = usize::from(self.state.load(Ordering::Relaxed) & !BUILDING);
+        let n_ready = self.ready().count();
         n_ready < TIERS && (n_ready == 0 || TIER_SLOTS[..n_ready].iter().sum::<usize>() < n_blocks)
     }
 
@@ -48,40 +48,26 @@ impl Queue {
     /// that it takes, because the tier's own allocation aborts the process when it fails.
     #[cold]
     pub(super) fn build_tier(&self, afford: impl FnOnce(usize) -> bool) {
-        let state = self.state.load(Ordering::Relaxed);
-        let Some(&n_slots) = TIER_SLOTS.get(usize::from(state)) else {
-            return;
-        };
-        if self
-            .state
-            .compare_exchange(state, state | BUILDING, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        // Acquire pairs with the Release below: who builds sees the tiers that there are.
+        if self.building.swap(true, Ordering::Acquire) {
             return;
         }
-        if !afford(n_slots * SLOT_BYTES) {
-            self.state.store(state, Ordering::Release);
-            return;
+        let next = self.ready().count();
+        if let (Some(tier), Some(&n_slots)) = (self.tiers.get(next), TIER_SLOTS.get(next)) {
+            if afford(n_slots * SLOT_BYTES + 2 * size_of::<Tier>()) {
+                let built = Box::into_raw(Box::new(Tier::new(n_slots)));
+                // Release pairs with the Acquire in `ready`.
+                tier.store(built, Ordering::Release);
+            }
         }
-        // SAFETY: this thread alone set BUILDING, and the tier is not counted as ready.
-        unsafe { (*self.tiers[usize::from(state)].get()).write(ArrayQueue::new(n_slots)) };
-        self.state.store(state + 1, Ordering::Release);
-    }
-
-    /// Whether there is room for any block at all.
-    #[inline]
-    pub(super) fn is_built(&self) -> bool {
-        self.state.load(Ordering::Acquire) & !BUILDING != 0
+        self.building.store(false, Ordering::Release);
     }
 
     #[inline]
-    fn ready(&self) -> impl DoubleEndedIterator<Item = &ArrayQueue<Block>> {
-        // Acquire pairs with the Release stores in `build_tier`.
-        let n_ready = usize::from(self.state.load(Ordering::Acquire) & !BUILDING);
-        // SAFETY: these tiers are ready, and not written again while `self` is in use.
-        self.tiers[..n_ready.min(TIERS)]
-            .iter()
-            .map(|tier| unsafe { (*tier.get()).assume_init_ref() })
+    fn ready(&self) -> impl DoubleEndedIterator<Item = &Tier> {
+        // SAFETY: a tier is null or a box that lives until `destroy`, complete since it was stored
+        // with Release.
+        self.tiers.iter().filter_map(|tier| unsafe { tier.load(Ordering::Acquire).as_ref() })
     }
 
     /// Adds a block where there is room; gives it back where there is none.
@@ -111,22 +97,24 @@ impl Queue {
 
     /// Exact when nobody else is at it.
     pub(super) fn len(&self) -> usize {
-        self.ready().map(ArrayQueue::len).sum()
+        self.ready().map(Tier::len).sum()
     }
 
     /// # Safety
     /// Nobody else uses `self`, now or later. Blocks that are left in it are leaked.
     pub(super) unsafe fn destroy(&self) {
-        let n_ready = self.state.swap(0, Ordering::Acquire);
-        for tier in self.tiers.iter().take(usize::from(n_ready)) {
-            // SAFETY: ready, so initialised, and the caller is the only user.
-            unsafe { (*tier.get()).assume_init_drop() };
+        for tier in &self.tiers {
+            let tier = tier.swap(ptr::null_mut(), Ordering::Acquire);
+            if !tier.is_null() {
+                // SAFETY: from `Box::into_raw`, and the caller is the only user.
+                drop(unsafe { Box::from_raw(tier) });
+            }
         }
     }
 }
 
 #[inline]
-fn pop(tier: &ArrayQueue<Block>) -> Option<Block> {
+fn pop(tier: &Tier) -> Option<Block> {
     // An empty queue is seen more cheaply this way: `pop` runs a full fence before it says so.
     if tier.is_empty() { None } else { tier.pop() }
 }
