@@ -12,8 +12,9 @@
 //! - `stats`, `config`: what happened, what is set
 //! - `backing`: the allocator underneath; `sys`: the operating system
 //!
-//! Nothing that `dealloc` reaches allocates, takes a lock, waits, panics or reads the clock, and but
-//! for the first free after an idle time nothing makes a system call.
+//! Nothing that `dealloc` reaches allocates, takes a lock, panics or reads the clock, and but for the
+//! first free after an idle time nothing makes a system call. Nothing waits, with the one exception
+//! that `pending` names.
 
 mod allocator;
 mod runtime;

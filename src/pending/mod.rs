@@ -5,6 +5,11 @@
 //! back, and behind it a bounded queue. Nothing here frees a block or wakes a thread: what leaves is
 //! handed to the caller.
 //!
+//! Nobody waits for anybody, with one exception that comes with `ArrayQueue`: a thread that is
+//! preempted in the few instructions between claiming a slot and being done with it holds up those
+//! who come to that slot: an allocation that takes from the queue, or a free once the queue has gone
+//! all the way round.
+//!
 //! # Age
 //!
 //! A program that frees a thousand blocks and goes on with eight of them, round and round, keeps
@@ -183,7 +188,8 @@ impl Pending {
 
     /// Ends the drainer's sleep; true for the one caller who has to wake it.
     pub(crate) fn end_sleep(&self) -> bool {
-        self.backlog.bytes.compare_exchange(ASLEEP, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        // SeqCst also where it finds no sleep: see `drainer`.
+        self.backlog.bytes.compare_exchange(ASLEEP, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     pub(crate) fn peak_bytes(&self) -> usize {
