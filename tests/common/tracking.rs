@@ -1,0 +1,127 @@
+//! An allocator on top of the system's that knows all its blocks, and can be told to run out.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use deferfree::Backing;
+
+/// Ends the process when a block comes back that was not given out: a panic must not leave an
+/// allocator.
+#[derive(Debug)]
+pub(crate) struct Tracking {
+    /// Address to size.
+    live: Mutex<HashMap<usize, usize>>,
+    /// Allocations that would make the live bytes exceed this are refused.
+    limit_bytes: AtomicUsize,
+    n_allocs: AtomicUsize,
+    n_refused: AtomicUsize,
+}
+
+impl Tracking {
+    /// One that lives as long as the process, as a `Backing` has to.
+    pub(crate) fn leak() -> &'static Tracking {
+        // Within reach of a leak detector.
+        static ALL: Mutex<Vec<&Tracking>> = Mutex::new(Vec::new());
+        let new: &Tracking = Box::leak(Box::new(Tracking {
+            live: Mutex::new(HashMap::new()),
+            limit_bytes: AtomicUsize::new(usize::MAX),
+            n_allocs: AtomicUsize::new(0),
+            n_refused: AtomicUsize::new(0),
+        }));
+        ALL.lock().unwrap().push(new);
+        new
+    }
+
+    pub(crate) fn live_blocks(&self) -> usize {
+        self.live.lock().unwrap().len()
+    }
+
+    pub(crate) fn live_bytes(&self) -> usize {
+        self.live.lock().unwrap().values().sum()
+    }
+
+    pub(crate) fn is_live(&self, ptr: *mut u8) -> bool {
+        self.live.lock().unwrap().contains_key(&ptr.addr())
+    }
+
+    /// The size that a live block was asked for with.
+    pub(crate) fn size_of(&self, ptr: *mut u8) -> usize {
+        self.live.lock().unwrap()[&ptr.addr()]
+    }
+
+    /// Allocations that were granted.
+    pub(crate) fn n_allocs(&self) -> usize {
+        self.n_allocs.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn n_refused(&self) -> usize {
+        self.n_refused.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn limit(&self, bytes: usize) {
+        self.limit_bytes.store(bytes, Ordering::SeqCst);
+    }
+
+    fn track(&self, bytes: usize, alloc: impl FnOnce() -> *mut u8) -> *mut u8 {
+        let mut live = self.live.lock().unwrap();
+        let limit = self.limit_bytes.load(Ordering::SeqCst);
+        if limit != usize::MAX && live.values().sum::<usize>().saturating_add(bytes) > limit {
+            self.n_refused.fetch_add(1, Ordering::SeqCst);
+            return ptr::null_mut();
+        }
+        let ptr = alloc();
+        if !ptr.is_null() {
+            self.n_allocs.fetch_add(1, Ordering::SeqCst);
+            if live.insert(ptr.addr(), bytes).is_some() {
+                fault("a live block was given out again");
+            }
+        }
+        ptr
+    }
+}
+
+fn fault(what: &str) -> ! {
+    eprintln!("tracking allocator: {what}");
+    std::process::abort();
+}
+
+// SAFETY: the system's allocator, with books.
+unsafe impl GlobalAlloc for &'static Tracking {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        self.track(layout.size(), || unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        self.track(layout.size(), || unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        if self.live.lock().unwrap().remove(&ptr.addr()).is_none() {
+            fault("a block was freed that is not its own, or freed twice");
+        }
+        // SAFETY: the block is one of `System`'s; on Unix its `dealloc` does not read the layout.
+        unsafe { System.dealloc(ptr, layout) };
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract makes the new layout a valid one.
+        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        // SAFETY: two distinct blocks of at least the bytes copied.
+        unsafe {
+            let new = self.alloc(new_layout);
+            if !new.is_null() {
+                ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
+                self.dealloc(ptr, layout);
+            }
+            new
+        }
+    }
+}
+
+// SAFETY: as for `System`, whose blocks these are.
+unsafe impl Backing for &'static Tracking {}
