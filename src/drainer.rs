@@ -136,7 +136,7 @@ impl Control {
     }
 
     /// Sleeps until there is something to do.
-    fn sleep(&self, pending: &Pending) {
+    fn sleep<B: Backing>(&self, pending: &Pending, backing: B) {
         // D1
         if !pending.fall_asleep() {
             return;
@@ -146,8 +146,12 @@ impl Control {
         if self.dirty.load(Ordering::SeqCst) || self.hurry.load(Ordering::SeqCst) || stopped() {
             pending.end_sleep();
         }
-        while pending.is_asleep() && !stopped() {
-            thread::park();
+        if pending.is_asleep() {
+            backing.drainer_awake(false);
+            while pending.is_asleep() && !stopped() {
+                thread::park();
+            }
+            backing.drainer_awake(true);
         }
         pending.end_sleep();
     }
@@ -164,7 +168,7 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
     let mut last_activity = 0;
     loop {
         if pending.bytes() == 0 && !drainer.unpurged {
-            control.sleep(pending);
+            control.sleep(pending, backing);
             next_mark = Instant::now() + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
@@ -223,6 +227,7 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
             flushed.notify_all();
         }
         if stop && pending.bytes() == 0 {
+            backing.drainer_awake(false);
             return;
         }
     }

@@ -61,7 +61,7 @@ impl<B: Backing> Runtime<B> {
             return Err(StartError::Platform);
         }
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
-        backing.purge_by_drainer();
+        backing.drainer_awake(true);
 
         let shared = Shared(runtime);
         let signals = sys::SignalsBlocked::new();
@@ -88,6 +88,7 @@ impl<B: Backing> Runtime<B> {
                 Ok(runtime)
             }
             Err(error) => {
+                backing.drainer_awake(false);
                 // SAFETY: there is no drainer, and nobody else knows of it.
                 unsafe { Self::destroy(runtime) };
                 Err(StartError::Thread(error))

@@ -1,7 +1,7 @@
 //! What the crate believes and does about mimalloc's options, whose numbers are in no binding.
 //!
 //! Seen to fail: with 14 or 16 for `purge_delay` in `backing/mimalloc.rs`, `while_the_drainer_runs`;
-//! without `forked_child`, `in_a_forked_child`; with `mi_option_set` instead of
+//! without `restore_purge`, `while_it_sleeps` and `in_a_forked_child`; with `mi_option_set` instead of
 //! `mi_option_set_default`, `what_the_user_set_stands`.
 #![cfg(target_os = "linux")]
 
@@ -15,7 +15,8 @@ use deferfree::DeferFree;
 use libmimalloc_sys as ffi;
 
 /// Not the global allocator: some children look at mimalloc as it is without this crate.
-static LOCAL: DeferFree = DeferFree::new();
+/// What it is given keeps its drainer awake until `flush`.
+static LOCAL: DeferFree = DeferFree::new().delay_ms(600_000);
 
 /// As in `src/backing/mimalloc.rs`.
 const PURGE_DELAY: i32 = 15;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             use_it();
             println!("{} {}", option(PURGE_DELAY), option(DESTROY_ON_EXIT));
         }
+        Some("sleep") => while_it_sleeps_child(),
         Some("fork") => fork_child(),
         Some(case) => panic!("{case}"),
         None => {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
                 ("version", version),
                 ("numbers", numbers),
                 ("while_the_drainer_runs", while_the_drainer_runs),
+                ("while_it_sleeps", || run_child("sleep", &[], 20).expect_clean()),
                 ("what_the_user_set_stands", what_the_user_set_stands),
                 ("in_a_forked_child", || run_child("fork", &[], 20).expect_clean()),
             ]);
@@ -53,6 +56,9 @@ fn use_it() {
     // SAFETY: a valid layout; freed as allocated.
     unsafe { LOCAL.dealloc(LOCAL.alloc(layout), layout) };
     assert!(LOCAL.stats().drainer_running);
+    // If it was asleep, taking over is the first thing it does.
+    let user_set = std::env::var_os("MIMALLOC_PURGE_DELAY").is_some();
+    common::wait_until("the drainer owns the purge", || user_set || option(PURGE_DELAY) == 10_000);
 }
 
 #[track_caller]
@@ -87,6 +93,16 @@ fn what_the_user_set_stands() {
         assert_eq!(options("after start", &set).0, value.parse().unwrap());
     }
     assert_eq!(options("after start", &[("MIMALLOC_DESTROY_ON_EXIT", "1")]), (10_000, 1));
+}
+
+/// Nobody else purges while the drainer sleeps.
+fn while_it_sleeps_child() {
+    let default = option(PURGE_DELAY);
+    for _ in 0..3 {
+        use_it();
+        LOCAL.flush();
+        common::wait_until("mimalloc owns the purge", || option(PURGE_DELAY) == default);
+    }
 }
 
 fn fork_child() {

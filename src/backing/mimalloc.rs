@@ -3,7 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long};
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
 
@@ -89,20 +89,17 @@ unsafe impl Backing for Mimalloc {
         layout.size() > ARENA_MAX_BYTES || layout.align() > ARENA_MAX_ALIGN
     }
 
-    /// Puts mimalloc's own purge so far off that the drainer comes first. A delay that the user set
-    /// in the environment (`MIMALLOC_PURGE_DELAY`) stands.
-    fn purge_by_drainer(&self) {
-        DRAINED.store(true, Ordering::Relaxed);
-        if !known_version() {
-            return;
-        }
-        // SAFETY: options are plain numbers; they may be read and set once mimalloc is loaded.
-        unsafe {
-            let before = ffi::mi_option_get(PURGE_DELAY);
-            if before < PURGE_DELAY_MS {
-                DELAY_BEFORE_MS.store(before as isize, Ordering::Relaxed);
-                ffi::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
+    /// While a drainer is awake, mimalloc's own purge is so far off that the drainer comes first.
+    /// While all sleep, mimalloc purges as it does without this crate. A delay that the user set in
+    /// the environment (`MIMALLOC_PURGE_DELAY`) stands.
+    fn drainer_awake(&self, awake: bool) {
+        if awake {
+            DRAINED.store(true, Ordering::Relaxed);
+            if N_AWAKE.fetch_add(1, Ordering::Relaxed) == 0 {
+                put_purge_off();
             }
+        } else if N_AWAKE.fetch_sub(1, Ordering::Relaxed) == 1 {
+            restore_purge();
         }
     }
 
@@ -123,15 +120,44 @@ unsafe impl Backing for Mimalloc {
 const PURGE_DELAY: c_int = 15;
 const DESTROY_ON_EXIT: c_int = 22;
 
-/// Ten seconds. Finite, so that a process whose drainer sleeps, or that has lost it in a fork,
-/// still returns memory as mimalloc does without this crate, only later.
+/// Ten seconds. Finite, so that mimalloc takes over should the drainer be held up.
 const PURGE_DELAY_MS: c_long = 10_000;
 
 /// Whether any drainer of this process has worked on mimalloc.
 static DRAINED: AtomicBool = AtomicBool::new(false);
 
-/// The purge delay before `purge_by_drainer`; -1 when that did not change it.
+static N_AWAKE: AtomicUsize = AtomicUsize::new(0);
+
+/// The purge delay before `put_purge_off`; -1 while that is not in force.
 static DELAY_BEFORE_MS: AtomicIsize = AtomicIsize::new(-1);
+
+fn put_purge_off() {
+    if may_set_options() {
+        // SAFETY: options are plain numbers; they may be read and set once mimalloc is loaded.
+        unsafe {
+            let before = ffi::mi_option_get(PURGE_DELAY);
+            if before < PURGE_DELAY_MS {
+                DELAY_BEFORE_MS.store(before as isize, Ordering::Relaxed);
+                ffi::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
+            }
+        }
+    }
+}
+
+fn restore_purge() {
+    let before = DELAY_BEFORE_MS.swap(-1, Ordering::Relaxed);
+    if before >= 0 && may_set_options() {
+        // SAFETY: as in `put_purge_off`.
+        unsafe { ffi::mi_option_set_default(PURGE_DELAY, before as c_long) };
+    }
+}
+
+/// Set by the exit handler, whose settings are the last ones.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+fn may_set_options() -> bool {
+    known_version() && !EXITING.load(Ordering::Relaxed)
+}
 
 /// The option numbers are those of version 3; other versions keep their own settings.
 fn known_version() -> bool {
@@ -143,11 +169,8 @@ fn known_version() -> bool {
 
 /// In a forked child: the drainer is gone, mimalloc purges for itself again.
 pub(crate) fn forked_child() {
-    let before = DELAY_BEFORE_MS.swap(-1, Ordering::Relaxed);
-    if before >= 0 {
-        // SAFETY: as in `purge_by_drainer`; the child has one thread.
-        unsafe { ffi::mi_option_set_default(PURGE_DELAY, before as c_long) };
-    }
+    N_AWAKE.store(0, Ordering::Relaxed);
+    restore_purge();
 }
 
 /// At exit: mimalloc's own exit handler is still to come. It need not purge memory that goes with the
@@ -155,7 +178,8 @@ pub(crate) fn forked_child() {
 /// which this crate has added one.
 pub(crate) fn exiting() {
     if DRAINED.load(Ordering::Relaxed) && known_version() {
-        // SAFETY: as in `purge_by_drainer`.
+        EXITING.store(true, Ordering::Relaxed);
+        // SAFETY: as in `put_purge_off`.
         unsafe {
             ffi::mi_option_set_default(PURGE_DELAY, -1);
             ffi::mi_option_set(DESTROY_ON_EXIT, 0);

@@ -44,9 +44,12 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         false
     }
 
-    /// Called once before the drainer starts: the drainer calls [`purge`](Backing::purge) from now
-    /// on, so the program's threads need not return memory to the system themselves.
-    fn purge_by_drainer(&self) {}
+    /// Called with `true` before the drainer starts, and by the drainer whenever it falls asleep or
+    /// wakes up. While it is awake it calls [`purge`](Backing::purge), so the program's threads need
+    /// not return memory to the system themselves.
+    fn drainer_awake(&self, awake: bool) {
+        let _ = awake;
+    }
 
     /// Called on the drainer when it starts, before it frees anything.
     fn drainer_init(&self) {}
