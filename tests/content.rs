@@ -2,8 +2,8 @@
 //! written stays until it is freed. `FUZZ_SEED` and `FUZZ_OPS` choose another sequence or length.
 //!
 //! Seen to fail: with blocks allocated unrounded, with `take` blind to alignment, without the zeroing
-//! of what is taken back, with `realloc` copying one byte too few, and with a block that is both in
-//! the queue and in the slot.
+//! of what is taken back, with `realloc` copying one byte too few, with a block that is both in the
+//! queue and in the slot.
 #![cfg(target_os = "linux")]
 
 mod common;

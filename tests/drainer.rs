@@ -1,9 +1,10 @@
 //! The background thread: drains, purges, sleeps, wakes, answers `flush`, takes no signals.
 //!
-//! Seen to fail: without the wake in `wake_if_asleep`, `wakes_each_time`; without the purge,
-//! `goes_idle`; without going to sleep at all, `sleeps`; with an `unpark` for every free,
-//! `a_million_frees`; without `SignalsBlocked`, `signals`; without `release_in_pieces`,
-//! `released_before_unmapped`; without the `hurry` in `flush`, `flush_by_many`.
+//! Seen to fail: without the wake-up, `wakes_each_time`; without it for inline frees,
+//! `wakes_to_purge`; without the purge, `goes_idle`; without going to sleep, `sleeps`; with a wake-up
+//! for every free, `a_million_frees`; without `SignalsBlocked`, `signals`; without
+//! `release_in_pieces`, `released_before_unmapped`; with a flush that is answered by a round that
+//! drained only what was old, `flush_by_many`.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,8 +1,8 @@
 //! The environment variables, as raw bytes, end to end: each case is a process of its own, because
 //! the settings are read once, before `main`.
 //!
-//! Seen to fail: without the second, reporting pass over the environment, `malformed` and `unknown`;
-//! without the clamp to the smallest class, `sizes_in_force`; without the bound's `after > max`,
+//! Seen to fail: without the second, reporting pass over the environment, `malformed`; without the
+//! clamp to the smallest class, `sizes_in_force`; with the switch ignored, `off`; without the bound,
 //! `nothing_may_wait`.
 #![cfg(target_os = "linux")]
 

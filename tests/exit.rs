@@ -1,9 +1,9 @@
 //! The ways in which a process and a thread end, with full queues: the status is kept and nothing
 //! hangs. Every one is tried twenty times, because what could go wrong is a race with the drainer.
 //!
-//! Seen to fail: with the drainer joined at exit, `with_busy_threads`; without the wait for the
-//! drainer where mimalloc unmaps itself, `where_mimalloc_unmaps_itself`; without the look at the
-//! exit in `flush`, `frees_in_exit_handlers`.
+//! Seen to fail: with an exit that waits for the drainer, `with_busy_threads`; where mimalloc is left
+//! to unmap itself under the drainer, `where_mimalloc_unmaps_itself`; without the look at the exit in
+//! `flush`, `frees_in_exit_handlers`.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,9 +1,9 @@
 //! When memory runs out: what waits is given back and the allocation retried once, then it is null.
 //! Never an abort.
 //!
-//! Seen to fail: without `give_back_everything` or without the retry after it,
-//! `gives_back_and_retries`; with the old block freed before the new one is there, `realloc_fails`;
-//! with the queue built without asking first, `queue_that_does_not_fit`.
+//! Seen to fail: without `give_back_everything`, or without the retry after it,
+//! `gives_back_and_retries`; with the old block freed although there is no new one, `realloc_fails`;
+//! with a queue built without asking first, `queue_that_does_not_fit`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -11,6 +11,7 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::Barrier;
 use std::thread;
 
 use common::tracking::Tracking;
@@ -230,16 +231,18 @@ fn first_block_child() {
 /// Eight threads at the limit: whoever is refused takes what the others let wait.
 fn contended_child() {
     let (book, heap) = limited(6 * MIB);
+    // All hold what they got before the first one frees: some must be refused in each round.
+    let all_have_tried = Barrier::new(8);
     thread::scope(|scope| {
         for n in 0..8usize {
-            let heap = &heap;
+            let (heap, all_have_tried) = (&heap, &all_have_tried);
             scope.spawn(move || {
-                for round in 0..300 {
+                for round in 0..100 {
                     let size = (1 + (n + round) % 5) * MIB;
                     // SAFETY: a valid layout; freed once if it was granted.
                     unsafe {
                         let block = heap.alloc(layout(size));
-                        // No more than one or two at a time: some must be refused.
+                        all_have_tried.wait();
                         if !block.is_null() {
                             block.write_bytes(n as u8, 64);
                             assert_eq!(block.add(63).read(), n as u8);
@@ -250,7 +253,7 @@ fn contended_child() {
             });
         }
     });
-    assert!(book.n_refused() > 0);
+    assert!(book.n_refused() >= 100);
     heap.flush();
     wait_until("everything is freed", || book.live_blocks() == 0);
 }

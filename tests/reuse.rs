@@ -1,10 +1,13 @@
 //! Pending blocks and the allocations that take them back, on allocators of the tests' own.
 //!
 //! Seen to fail: without the zeroing of a block taken back, `zeroed`; without the alignment test in
-//! `take`, `alignment`; without `pay_back`, `a_miss_pays_back_first`; without the bound's
-//! `after > max`, `bound_on_bytes`; queue instead of last slot first, `last_freed_first`; without
-//! `note_low_water`, `blocks_that_nobody_needs_age`; without the class comparison in
-//! `fits_in_place`, `realloc_within_the_class`.
+//! `take`, `alignment`; without paying back, `a_miss_pays_back_first`; without the bound,
+//! `bound_on_bytes`; with the queue before the slot, `last_freed_first`; with nothing ageing,
+//! `blocks_that_nobody_needs_age`; without the low-water mark, `blocks_in_use_stay`; without the
+//! comparison of classes, `realloc_within_the_class`; with one byte too few copied,
+//! `realloc_keeps_contents`; without the queue for the class shrunk to,
+//! `a_block_shrunk_in_place_is_deferred`; with unknown classes left out of the stats,
+//! `no_free_goes_uncounted`.
 #![cfg(target_os = "linux")]
 
 mod common;

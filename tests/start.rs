@@ -1,8 +1,8 @@
 //! How the drainer comes to life: once, at the first large allocation, or not at all.
 //!
-//! Seen to fail: without the compare-exchange in `start`, `rush`; with `start` at the first
-//! allocation of any size, `small_program`; with FAILED taken for OFF, `refused`; without the class
-//! rounding while no drainer runs, `rush`; without `stop` in `drop`, `dropped`.
+//! Seen to fail: without the compare-exchange in `start`, `rush`; with a start at the first allocation
+//! of any size, `small_program`; with FAILED taken for OFF, `refused`; with blocks not rounded while
+//! no drainer runs, `rounded_before_the_start`; without `stop` in `drop`, `dropped`.
 #![cfg(target_os = "linux")]
 
 mod common;
