@@ -159,7 +159,7 @@ fn a_million_frees_child() {
 
 fn flush_by_many_child() {
     let before = rss();
-    for round in 0..5 {
+    for round in 0..15 {
         let tracking = Tracking::leak();
         let local = DeferFree::with_backing(tracking).threshold(64 * KIB).delay_ms(3_600_000);
         let layout = Layout::from_size_align(100 * KIB, 8).unwrap();

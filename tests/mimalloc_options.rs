@@ -1,6 +1,6 @@
 //! What the crate believes and does about mimalloc's options, whose numbers are in no binding.
 //!
-//! Seen to fail: with 14 or 16 for `purge_delay` in `backing/mimalloc.rs`, `while_the_drainer_runs`;
+//! Seen to fail: with another number for `purge_delay`, `while_the_drainer_runs`;
 //! without `restore_purge`, `while_it_sleeps` and `in_a_forked_child`; with `mi_option_set` instead of
 //! `mi_option_set_default`, `what_the_user_set_stands`.
 #![cfg(target_os = "linux")]
