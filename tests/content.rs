@@ -10,10 +10,9 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::thread;
 
-use common::{KIB, MIB};
+use common::{KIB, MIB, Mutex};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 const THREADS: u64 = 4;
@@ -109,7 +108,7 @@ struct Shadow(Mutex<BTreeMap<usize, usize>>);
 impl Shadow {
     fn insert(&self, block: &Block) {
         let (start, end) = (block.address, block.address + block.layout.size());
-        let mut live = self.0.lock().unwrap();
+        let mut live = self.0.lock();
         if let Some((&other, &other_end)) = live.range(..end).next_back() {
             assert!(other_end <= start, "{:?} overlaps {other:x}..{other_end:x}", block.layout);
         }
@@ -117,7 +116,7 @@ impl Shadow {
     }
 
     fn remove(&self, block: &Block) {
-        let end = self.0.lock().unwrap().remove(&block.address);
+        let end = self.0.lock().remove(&block.address);
         assert_eq!(end, Some(block.address + block.layout.size()));
     }
 }
@@ -140,10 +139,10 @@ impl<B: Backing> Worker<'_, B> {
             9..13 => self.free(),
             13 => {
                 if let Some(block) = self.pick() {
-                    self.passed.lock().unwrap().push(block);
+                    self.passed.lock().push(block);
                 }
             }
-            14 => self.held.extend(self.passed.lock().unwrap().pop()),
+            14 => self.held.extend(self.passed.lock().pop()),
             _ => {
                 // A burst, or now and then a flush in the midst of it.
                 while self.held.len() > 4 {
@@ -259,11 +258,11 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
     let random = Random(seed);
     let worker =
         Worker { heap: &heap, threshold, random, shadow: &shadow, passed: &passed, held: vec![] };
-    let rest: Vec<_> = passed.lock().unwrap().drain(..).collect();
+    let rest: Vec<_> = passed.lock().drain(..).collect();
     for block in rest {
         worker.free_block(block);
     }
-    assert!(shadow.0.lock().unwrap().is_empty());
+    assert!(shadow.0.lock().is_empty());
     heap.flush();
     let stats = heap.stats();
     assert_eq!(stats.pending.blocks, 0, "{stats:?}");

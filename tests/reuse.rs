@@ -15,13 +15,13 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashSet;
 use std::slice;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::tracking::Tracking;
-use common::{GIB, KIB, MIB, wait_until};
+use common::{GIB, KIB, MIB, Mutex, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc, Stats};
 
 /// Nothing ages within a test.
@@ -489,11 +489,11 @@ fn no_free_goes_uncounted() {
                 // Every one is freed after the drainer runs.
                 wait_until("the drainer runs", || heap.stats().drainer_running);
                 free(heap, ptr, size);
-                *n_freed.lock().unwrap() += 1;
+                *n_freed.lock() += 1;
             });
         }
     });
     let stats = heap.stats();
     check_sums(&stats);
-    assert_eq!(stats.handed_over.blocks, n_freed.into_inner().unwrap(), "{stats:?}");
+    assert_eq!(stats.handed_over.blocks, n_freed.into_inner(), "{stats:?}");
 }

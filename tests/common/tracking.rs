@@ -3,10 +3,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::ptr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use deferfree::Backing;
+
+use super::Mutex;
 
 /// Ends the process when a block comes back that was not given out: a panic must not leave an
 /// allocator.
@@ -31,25 +32,25 @@ impl Tracking {
             n_allocs: AtomicUsize::new(0),
             n_refused: AtomicUsize::new(0),
         }));
-        ALL.lock().unwrap().push(new);
+        ALL.lock().push(new);
         new
     }
 
     pub(crate) fn live_blocks(&self) -> usize {
-        self.live.lock().unwrap().len()
+        self.live.lock().len()
     }
 
     pub(crate) fn live_bytes(&self) -> usize {
-        self.live.lock().unwrap().values().sum()
+        self.live.lock().values().sum()
     }
 
     pub(crate) fn is_live(&self, ptr: *mut u8) -> bool {
-        self.live.lock().unwrap().contains_key(&ptr.addr())
+        self.live.lock().contains_key(&ptr.addr())
     }
 
     /// The size that a live block was asked for with.
     pub(crate) fn size_of(&self, ptr: *mut u8) -> usize {
-        self.live.lock().unwrap()[&ptr.addr()]
+        self.live.lock()[&ptr.addr()]
     }
 
     /// Allocations that were granted.
@@ -66,7 +67,7 @@ impl Tracking {
     }
 
     fn track(&self, bytes: usize, alloc: impl FnOnce() -> *mut u8) -> *mut u8 {
-        let mut live = self.live.lock().unwrap();
+        let mut live = self.live.lock();
         let limit = self.limit_bytes.load(Ordering::SeqCst);
         if limit != usize::MAX && live.values().sum::<usize>().saturating_add(bytes) > limit {
             self.n_refused.fetch_add(1, Ordering::SeqCst);
@@ -101,7 +102,7 @@ unsafe impl GlobalAlloc for &'static Tracking {
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if self.live.lock().unwrap().remove(&ptr.addr()).is_none() {
+        if self.live.lock().remove(&ptr.addr()).is_none() {
             fault("a block was freed that is not its own, or freed twice");
         }
         // SAFETY: the block is one of `System`'s; on Unix its `dealloc` does not read the layout.
