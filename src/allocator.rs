@@ -3,11 +3,11 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::backing::{Backing, Mimalloc};
 use crate::config::{Config, Settings, say};
-use crate::lifecycle::{self, Inside};
+use crate::lifecycle::{self, Inside, Phase, PhaseCell};
 use crate::pending::{Class, MIN_CLASS_BYTES};
 use crate::runtime::{Runtime, StartError, alloc_rounded};
 use crate::stats::Stats;
@@ -50,8 +50,7 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     /// Smaller blocks go straight to the backing. 0 until the settings have been read, so that the
     /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
     threshold: AtomicUsize,
-    /// See [`Phase`].
-    phase: AtomicPtr<Runtime<B>>,
+    phase: PhaseCell<Runtime<B>>,
     backing: B,
     defaults: Settings,
     delay_ms: AtomicU64,
@@ -63,35 +62,6 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
-
-/// Where an allocator is in its life.
-///
-/// ```text
-/// OFF => STARTING => RUNNING
-///                 => FAILED
-/// ```
-///
-/// OFF is a null pointer, RUNNING a pointer to the runtime. The other two are no pointers: the
-/// generation of the process that they belong to, shifted, and a tag that no pointer to a page has.
-/// Whatever belongs to an earlier generation was inherited in a fork and counts as OFF.
-enum Phase<'a, B> {
-    Off,
-    Starting,
-    Running(&'a Runtime<B>),
-    Failed,
-}
-
-const STARTING: usize = 1;
-const FAILED: usize = 2;
-const TAG_BITS: u32 = 2;
-
-fn tagged<B>(tag: usize) -> *mut Runtime<B> {
-    ptr::without_provenance_mut((lifecycle::generation() as usize) << TAG_BITS | tag)
-}
-
-fn is_tagged<B>(phase: *mut Runtime<B>) -> bool {
-    phase.addr() & (STARTING | FAILED) != 0
-}
 
 impl DeferFree {
     /// The allocator with its default settings, on mimalloc.
@@ -122,7 +92,7 @@ impl<B: Backing> DeferFree<B> {
     pub const fn with_backing(backing: B) -> Self {
         DeferFree {
             threshold: AtomicUsize::new(0),
-            phase: AtomicPtr::new(ptr::null_mut()),
+            phase: PhaseCell::new(),
             backing,
             defaults: Settings::DEFAULT,
             delay_ms: AtomicU64::new(0),
@@ -158,7 +128,7 @@ impl<B: Backing> DeferFree<B> {
     ///
     /// Takes some 30 ms per GiB. Returns early when the process is exiting.
     pub fn flush(&self) {
-        match self.phase() {
+        match self.phase.get() {
             Phase::Running(runtime) => runtime.flush(),
             Phase::Off | Phase::Starting | Phase::Failed => self.backing.purge(),
         }
@@ -167,7 +137,7 @@ impl<B: Backing> DeferFree<B> {
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = match self.phase() {
+        let mut stats = match self.phase.get() {
             Phase::Running(runtime) => runtime.stats(),
             Phase::Off | Phase::Starting | Phase::Failed => Stats::default(),
         };
@@ -178,7 +148,7 @@ impl<B: Backing> DeferFree<B> {
     /// The settings in force, after the environment.
     #[must_use]
     pub fn config(&self) -> Config {
-        if let Phase::Running(runtime) = self.phase() {
+        if let Phase::Running(runtime) = self.phase.get() {
             return runtime.config();
         }
         let threshold_bytes = self.read_settings();
@@ -231,70 +201,28 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    #[inline]
-    fn phase(&self) -> Phase<'_, B> {
-        // Acquire pairs with the Release store in `start`: the runtime is complete.
-        let phase = self.phase.load(Ordering::Acquire);
-        if !is_tagged(phase) {
-            // SAFETY: null, or a runtime, which stays until `self` is dropped; in a forked child the
-            // copy of it stays for ever.
-            return match unsafe { phase.as_ref() } {
-                Some(runtime) if runtime.is_current() => Phase::Running(runtime),
-                _ => Phase::Off,
-            };
-        }
-        if phase == tagged(STARTING) {
-            Phase::Starting
-        } else if phase == tagged(FAILED) {
-            Phase::Failed
-        } else {
-            Phase::Off
-        }
-    }
-
-    /// OFF => STARTING => RUNNING or FAILED. Whoever comes meanwhile, this thread's own allocations
-    /// in here included, finds STARTING and goes straight to the backing.
+    /// Starts the drainer. Allocations in here go straight to the backing: the phase is STARTING.
     #[cold]
     fn start(&self) {
-        // Before STARTING, in which a child that was forked without the handlers would remain.
+        // Before STARTING, see `PhaseCell::start`.
         let registered = lifecycle::register();
         // The drainer's, held from its birth on. A fork or the exit is under way: another time.
         let Ok(inside) = Inside::try_enter() else {
             return;
         };
-        let inherited = self.phase.load(Ordering::Acquire);
-        if !matches!(self.phase(), Phase::Off) {
+        let Some(start) = self.phase.start() else {
             return;
-        }
-        if self
-            .phase
-            .compare_exchange(inherited, tagged(STARTING), Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
-            return;
-        }
-        let mut lost_in_fork_bytes = 0;
-        if !is_tagged(inherited) {
-            // SAFETY: as in `phase`. Not current, so its queues are not touched.
-            if let Some(runtime) = unsafe { inherited.as_ref() } {
-                lost_in_fork_bytes = runtime.pending_bytes() as u64;
-            }
-        }
-        let config = self.config();
+        };
+        let lost_in_fork_bytes = start.inherited().map_or(0, |runtime| runtime.pending_bytes());
         let started = if registered {
-            Runtime::start(self.backing, config, lost_in_fork_bytes, inside)
+            Runtime::start(self.backing, self.config(), lost_in_fork_bytes as u64, inside)
         } else {
             Err(StartError::Register)
         };
-        let phase = match started {
-            Ok(runtime) => runtime.as_ptr(),
-            Err(error) => {
-                say(format_args!("{error}; large blocks are freed at once"));
-                tagged(FAILED)
-            }
-        };
-        // Release: see `phase`.
-        self.phase.store(phase, Ordering::Release);
+        if let Err(error) = &started {
+            say(format_args!("{error}; large blocks are freed at once"));
+        }
+        start.finish(started.ok());
     }
 
     fn class_of(&self, layout: Layout) -> Option<Class> {
@@ -311,10 +239,10 @@ impl<B: Backing> DeferFree<B> {
                 if zeroed { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
             };
         };
-        if let Phase::Off = self.phase() {
+        if let Phase::Off = self.phase.get() {
             self.start();
         }
-        if let Phase::Running(runtime) = self.phase() {
+        if let Phase::Running(runtime) = self.phase.get() {
             return runtime.alloc(class, layout, zeroed);
         }
         // Rounded in any case: the drainer may run by the time the block is freed.
@@ -330,7 +258,7 @@ impl<B: Backing> DeferFree<B> {
     unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
         let large = layout.size() >= self.read_settings();
         if let Some(class) = large.then(|| self.class_of(layout)).flatten() {
-            if let Phase::Running(runtime) = self.phase() {
+            if let Phase::Running(runtime) = self.phase.get() {
                 // SAFETY: allocated with the size of this class, in whatever phase that was.
                 return unsafe { runtime.dealloc(class, ptr) };
             }
@@ -356,7 +284,7 @@ impl<B: Backing> DeferFree<B> {
         // SAFETY: the caller's block.
         if unsafe { self.fits_in_place(ptr, layout, new_layout, threshold) } {
             if let (Phase::Running(runtime), Some(class)) =
-                (self.phase(), self.class_of(new_layout).filter(|_| new_size >= threshold))
+                (self.phase.get(), self.class_of(new_layout).filter(|_| new_size >= threshold))
             {
                 // Nothing of this class may have been allocated so far.
                 runtime.prepare(class);
@@ -448,7 +376,7 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
 
 impl<B: Backing> Drop for DeferFree<B> {
     fn drop(&mut self) {
-        if let Phase::Running(runtime) = self.phase() {
+        if let Phase::Running(runtime) = self.phase.get() {
             runtime.stop();
         }
     }

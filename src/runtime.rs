@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::backing::Backing;
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
-use crate::lifecycle::{self, Inside};
+use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::stats::{Stats, Tally};
 use crate::sys;
@@ -126,12 +126,6 @@ impl<B: Backing> Runtime<B> {
     /// Has the drainer free everything and end; the runtime is gone some time after.
     pub(crate) fn stop(&self) {
         self.control.stop();
-    }
-
-    /// Whether this runtime was started by this very process, not by one it was forked off from.
-    #[inline]
-    pub(crate) fn is_current(&self) -> bool {
-        self.pending.generation() == lifecycle::generation()
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -298,6 +292,13 @@ impl<B: Backing> Runtime<B> {
     /// Bytes that wait, readable in a forked child too.
     pub(crate) fn pending_bytes(&self) -> usize {
         self.pending.bytes()
+    }
+}
+
+impl<B> OfGeneration for Runtime<B> {
+    #[inline]
+    fn generation(&self) -> u32 {
+        self.pending.generation()
     }
 }
 

@@ -27,11 +27,15 @@
 //! Nothing is drained and nobody is joined or waited for: the memory goes with the process. From the
 //! first exit handler on the drainers no longer enter the backing.
 
+mod phase;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::{backing, sys};
+
+pub(crate) use phase::{OfGeneration, Phase, PhaseCell};
 
 /// Low half: drainers inside the backing. High half: forks being prepared or under way.
 static GATE: AtomicU32 = AtomicU32::new(0);
