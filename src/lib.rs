@@ -5,6 +5,7 @@
 //! In reading order; each module uses only those below it.
 //!
 //! - `allocator`: [`DeferFree`], the size test of each call, and when the drainer starts
+//! - `later`: [`later()`], whole values, with a thread of its own; needs nothing of the above
 //! - `runtime`: what a large block goes through once the drainer runs
 //! - `drainer`: the background thread, when it sleeps and who wakes it
 //! - `pending`: the blocks that wait, by size class
@@ -17,6 +18,7 @@
 //! that `pending` names.
 
 mod allocator;
+mod later;
 mod runtime;
 mod drainer;
 mod pending;
@@ -29,4 +31,5 @@ mod sys;
 pub use allocator::DeferFree;
 pub use backing::{Backing, Mimalloc};
 pub use config::Config;
+pub use later::{Later, flush_values, flush_values_timeout, later};
 pub use stats::{Stats, Tally};

@@ -24,6 +24,12 @@ pub(crate) enum Phase<'a, T> {
 /// What knows which generation of the process it was made by.
 pub(crate) trait OfGeneration {
     fn generation(&self) -> u32;
+
+    /// Whether that was this very process, not one that it was forked off from.
+    #[inline]
+    fn is_current(&self) -> bool {
+        self.generation() == generation()
+    }
 }
 
 /// A phase, and the value that runs.
@@ -59,7 +65,7 @@ impl<T: OfGeneration> PhaseCell<T> {
             // SAFETY: null, or a value that its owner keeps for as long as the cell; in a forked child
             // the copy of it stays for ever.
             return match unsafe { seen.as_ref() } {
-                Some(value) if value.generation() == generation() => Phase::Running(value),
+                Some(value) if value.is_current() => Phase::Running(value),
                 _ => Phase::Off,
             };
         }

@@ -1,0 +1,56 @@
+//! Whether there is a dropper, and how it comes to be.
+
+use std::ptr::NonNull;
+
+use super::dropper::{self, Dropper};
+use crate::config::say;
+use crate::lifecycle::{self, Phase, PhaseCell};
+use crate::sys;
+
+/// Whether the dropper can run here: where there is `fork`, its handlers must be there too.
+const CAN_RUN: bool = sys::CAN_DEFER || cfg!(not(unix));
+
+/// In STARTING and FAILED values are dropped inline.
+static PHASE: PhaseCell<Dropper> = PhaseCell::new();
+
+/// The dropper, started if need be; `None` when values are to be dropped at once.
+#[inline]
+pub(super) fn running() -> Option<&'static Dropper> {
+    if dropper::is_dropper() {
+        return None;
+    }
+    match PHASE.get() {
+        Phase::Running(dropper) => Some(dropper),
+        Phase::Off => start(),
+        Phase::Starting | Phase::Failed => None,
+    }
+}
+
+/// The dropper as far as somebody may wait for it; `None` when no value waits.
+pub(super) fn if_started() -> Option<&'static Dropper> {
+    match PHASE.get() {
+        Phase::Running(dropper) => Some(dropper),
+        Phase::Off | Phase::Starting | Phase::Failed => None,
+    }
+}
+
+#[cold]
+fn start() -> Option<&'static Dropper> {
+    if !CAN_RUN {
+        return None;
+    }
+    // Before STARTING, see `PhaseCell::start`.
+    let registered = lifecycle::register() || !sys::CAN_DEFER;
+    let Some(start) = PHASE.start() else {
+        // Another thread has been faster, and may be done by now.
+        return if_started();
+    };
+    let started = if registered {
+        Dropper::start()
+    } else {
+        say(format_args!("cannot register for fork and exit; values are dropped at once"));
+        None
+    };
+    start.finish(started.map(NonNull::from));
+    started
+}

@@ -1,0 +1,58 @@
+//! With `DeferFree` as the global allocator, the frees that a hand-off causes are the dropper's.
+//!
+//! Seen to fail with `later` replaced by `drop`.
+#![cfg(all(target_os = "linux", not(deferfree_inline)))]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use deferfree::{Backing, DeferFree, flush_values, later};
+
+/// The system's allocator, counting the frees of one size by thread.
+#[derive(Clone, Copy)]
+struct Counting;
+
+const ODD_SIZE: usize = 1234;
+static FREED_BY_CALLER: AtomicUsize = AtomicUsize::new(0);
+static FREED_BY_OTHERS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static IS_CALLER: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: the system's allocator, which frees a block whatever the layout says.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        if layout.size() == ODD_SIZE {
+            let by = if IS_CALLER.get() { &FREED_BY_CALLER } else { &FREED_BY_OTHERS };
+            by.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's block.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+// SAFETY: as above; the defaults are right for any allocator.
+unsafe impl Backing for Counting {}
+
+#[global_allocator]
+static GLOBAL: DeferFree<Counting> = DeferFree::with_backing(Counting);
+
+#[test]
+fn the_dropper_frees() {
+    IS_CALLER.set(true);
+    let freed =
+        || [&FREED_BY_CALLER, &FREED_BY_OTHERS].map(|counter| counter.load(Ordering::Relaxed));
+    let list = || -> Vec<Vec<u8>> { (0..1000).map(|_| Vec::with_capacity(ODD_SIZE)).collect() };
+    drop(list());
+    assert_eq!(freed(), [1000, 0], "or the test cannot tell");
+    later(list());
+    assert!(flush_values());
+    assert_eq!(freed(), [1000, 1000]);
+}
