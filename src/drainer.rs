@@ -2,9 +2,11 @@
 //!
 //! # When it runs
 //!
-//! While anything waits it looks around [`MARKS_PER_DELAY`] times per delay. When nothing waits it
-//! sleeps until it is woken, however long that is; a free wakes it only then, so a program that frees
-//! all the time pays for one wake-up, not for one per free.
+//! While anything waits it looks around [`MARKS_PER_DELAY`] times per delay, and for [`LINGER_DELAYS`]
+//! after the last large block was allocated or freed: to wake a sleeping thread costs whoever does it
+//! tens of microseconds, and a program that has just allocated a large block is likely to free one.
+//! Then it sleeps until it is woken, however long that is. A free wakes it only then, so a program that
+//! frees all the time pays for one wake-up, not for one per free.
 //!
 //! That nothing waits and that the drainer sleeps are one word, `Backlog::bytes`: the drainer changes
 //! it from 0 to ASLEEP, a free from ASLEEP to its size. Whoever does the latter wakes the drainer,
@@ -41,6 +43,10 @@ pub(crate) const STACK_BYTES: usize = 256 << 10;
 /// alone: a purge takes with it what would have been used again, and that has to be faulted in anew.
 /// Once no large block has been allocated or freed for a round, it goes back at once.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it stays awake with nothing to do, in delays, but no longer than [`LINGER_MAX`].
+const LINGER_DELAYS: u32 = 4;
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
@@ -163,13 +169,17 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
     let round_every = mark_every.min(ROUND_MAX);
+    let linger = delay.saturating_mul(LINGER_DELAYS).min(LINGER_MAX);
     let mut next_mark = Instant::now() + mark_every;
     let mut clean_until = Instant::now();
     let mut last_activity = 0;
+    let mut active_at = Instant::now();
     loop {
-        if pending.bytes() == 0 && !drainer.unpurged {
+        let idle = pending.bytes() == 0 && !drainer.unpurged;
+        if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing);
-            next_mark = Instant::now() + mark_every;
+            active_at = Instant::now();
+            next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
         if !stop && !control.hurry.load(Ordering::SeqCst) {
@@ -208,6 +218,9 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
         let activity = pending.activity();
         let quiet = std::mem::replace(&mut last_activity, activity) == activity;
+        if !quiet {
+            active_at = now;
+        }
         if !drainer.unpurged {
             clean_until = now;
         }

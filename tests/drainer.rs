@@ -91,8 +91,8 @@ fn sleeps_child() {
     for _ in 0..3 {
         drop(touched(4 * MIB));
         wait_until("nothing is pending", || pending_blocks() == 0);
-        // It purges after draining, and falls asleep after that.
-        sleep_ms(300);
+        // It purges after draining, stays awake for four delays, and falls asleep then.
+        sleep_ms(1600);
         let before = voluntary_switches(drainer());
         sleep_ms(1000);
         assert_eq!(voluntary_switches(drainer()), before);
@@ -101,8 +101,8 @@ fn sleeps_child() {
 
 fn wakes_each_time_child() {
     // A free that comes just as the drainer falls asleep is the one that could go unnoticed, so the
-    // next one follows at different distances.
-    for round in 0..50 {
+    // next one follows at different distances, from long before that to long after.
+    for round in 0..80 {
         drop(touched(MIB));
         let deadline = Instant::now() + Duration::from_secs(5);
         while pending_blocks() > 0 {
@@ -110,7 +110,7 @@ fn wakes_each_time_child() {
             thread::yield_now();
         }
         let pause = Instant::now();
-        while pause.elapsed() < Duration::from_micros(round * 20) {
+        while pause.elapsed() < Duration::from_micros(round * 500) {
             black_box(());
         }
     }
@@ -119,9 +119,11 @@ fn wakes_each_time_child() {
 /// Frees that are inline leave memory to be purged: the drainer hears of that too.
 fn wakes_to_purge_child() {
     drop(touched(MIB));
-    for _ in 0..20 {
+    for round in 0..20 {
         wait_until("the drainer has nothing to do", || GLOBAL.stats().purges > 0);
         let purges = GLOBAL.stats().purges;
+        // Awake in one round, asleep in the next.
+        sleep_ms(if round % 2 == 0 { 0 } else { 60 });
         drop(touched(MIB));
         wait_until("memory is purged", || GLOBAL.stats().purges > purges);
     }
