@@ -63,7 +63,7 @@ pub(crate) unsafe fn unmap(ptr: *mut u8, len: usize) {
 
 /// Bytes released per call: short enough that nobody waits for one call, long enough that the calls
 /// themselves do not count.
-const PIECE_BYTES: usize = 32 << 20;
+const PIECE_BYTES: usize = 4 << 20;
 
 /// Gives the pages of a block back to the system without unmapping them.
 ///
