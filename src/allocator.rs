@@ -39,7 +39,7 @@ use crate::sys;
 /// The child has no drainer until its first large allocation, which starts one. The blocks that
 /// waited in the parent are lost to the child ([`Stats::lost_in_fork_bytes`]); they are shared pages
 /// that cost it nothing until one side writes to them. `fork` waits for the drainer to come out of
-/// the allocator, which takes as long as one purge at most: some 30 ms per GiB being returned.
+/// the allocator, which takes as long as one purge at most: some tens of milliseconds per GiB.
 /// A child made by the raw `clone` system call, past the C library, must not free large blocks.
 ///
 /// # Without `static`
@@ -126,7 +126,7 @@ impl<B: Backing> DeferFree<B> {
 
     /// Waits until everything that is pending now has been freed and returned to the system.
     ///
-    /// Takes some 30 ms per GiB. Returns early when the process is exiting.
+    /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting.
     pub fn flush(&self) {
         match self.phase.get() {
             Phase::Running(runtime) => runtime.flush(),
