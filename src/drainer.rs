@@ -74,20 +74,16 @@ impl Control {
         debug_assert!(set.is_ok());
     }
 
-    /// For the one thread that ended the drainer's sleep.
-    #[cold]
-    pub(crate) fn wake(&self) {
-        self.unpark();
-    }
-
     /// F2
     fn wake_if_asleep(&self, pending: &Pending) {
         if pending.end_sleep() {
-            self.unpark();
+            self.wake();
         }
     }
 
-    fn unpark(&self) {
+    /// For the one thread that ended the drainer's sleep, or that has something urgent for it.
+    #[cold]
+    pub(crate) fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
@@ -104,7 +100,7 @@ impl Control {
     pub(crate) fn hurry(&self, pending: &Pending) {
         if !self.hurry.swap(true, Ordering::SeqCst) {
             pending.end_sleep();
-            self.unpark();
+            self.wake();
         }
     }
 
