@@ -1,12 +1,15 @@
 //! The allocator itself: which calls go straight through, and when the drainer starts.
 
+mod small;
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::backing::{Backing, Mimalloc};
-use crate::config::{Config, Settings, say};
+use crate::batch::thread;
+use crate::config::{Burst, Config, Settings, say};
 use crate::lifecycle::{self, Inside, Phase, PhaseCell};
 use crate::pending::{Class, MIN_CLASS_BYTES};
 use crate::runtime::{Runtime, StartError, alloc_rounded};
@@ -26,8 +29,8 @@ use crate::sys;
 ///
 /// # Drainer
 ///
-/// The first allocation of at least [`Config::threshold_bytes`] starts a thread named `deferfree`.
-/// A program that never makes one never has it. If the thread cannot be started, every block is
+/// The first allocation of at least [`Config::threshold_bytes`] starts a thread named `deferfree`, and so
+/// does the first burst of small frees ([`Config::burst`]). A program that has neither never has it. If the thread cannot be started, every block is
 /// freed at once, for good, and one line on standard error says so.
 ///
 /// # Exit
@@ -53,6 +56,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     phase: PhaseCell<Runtime<B>>,
     backing: B,
     defaults: Settings,
+    /// Frees in a row that begin a burst, see `small`.
+    burst: AtomicU32,
     delay_ms: AtomicU64,
     /// [`BY_MEMORY_LIMIT`] for the default.
     max_pending_bytes: AtomicUsize,
@@ -61,6 +66,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
+// What threads take for small without looking at the settings is so with all of them.
+const _: () = assert!(thread::QUICK_BYTES <= MIN_CLASS_BYTES);
 const SWITCHED_OFF: usize = usize::MAX;
 
 impl DeferFree {
@@ -95,16 +102,30 @@ impl<B: Backing> DeferFree<B> {
             phase: PhaseCell::new(),
             backing,
             defaults: Settings::DEFAULT,
+            burst: AtomicU32::new(small::BY_CPUS),
             delay_ms: AtomicU64::new(0),
             max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
             not_running_blocks: AtomicU64::new(0),
         }
     }
 
-    /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred. At least 4096.
+    /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred. At least 4096; 0
+    /// defers every free, those below 4096 in batches.
     #[must_use]
     pub const fn threshold(mut self, bytes: usize) -> Self {
         self.defaults.threshold_bytes = bytes;
+        self
+    }
+
+    /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees `n_frees` blocks in a row,
+    /// with no allocation between them, has the next ones freed by the drainer until it allocates
+    /// again. Fewer than 32 count as 32, but 0 defers every free; `None` none.
+    #[must_use]
+    pub const fn burst(mut self, n_frees: Option<u32>) -> Self {
+        self.defaults.burst = match n_frees {
+            Some(n_frees) => Burst::After(n_frees),
+            None => Burst::Never,
+        };
         self
     }
 
@@ -156,6 +177,7 @@ impl<B: Backing> DeferFree<B> {
         Config {
             enabled: threshold_bytes != SWITCHED_OFF,
             threshold_bytes,
+            burst: self.configured_burst(),
             delay_ms: self.delay_ms.load(Ordering::Relaxed),
             max_pending_bytes: if max == BY_MEMORY_LIMIT {
                 // Where the limit cannot be told, 1 GiB waits at most.
@@ -182,6 +204,8 @@ impl<B: Backing> DeferFree<B> {
     #[cold]
     fn read_settings_first(&self) -> usize {
         let settings = self.defaults.with_environment(false);
+        let burst = small::frees_of(settings.burst, settings.threshold_bytes);
+        self.burst.store(burst, Ordering::Relaxed);
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
         let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
         self.max_pending_bytes.store(max, Ordering::Relaxed);
@@ -336,41 +360,40 @@ impl<B: Backing> DeferFree<B> {
 unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed: the value alone decides, here and below; 0 leads to the reading with Acquire.
-        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+        if thread::allocates_quickly(layout.size()) {
             // SAFETY: the caller's layout.
             return unsafe { self.backing.alloc(layout) };
         }
-        self.alloc_large(layout, false)
+        self.alloc_counted(layout, false)
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+        if thread::allocates_quickly(layout.size()) {
             // SAFETY: the caller's layout.
             return unsafe { self.backing.alloc_zeroed(layout) };
         }
-        self.alloc_large(layout, true)
+        self.alloc_counted(layout, true)
     }
 
     #[inline]
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if layout.size() < self.threshold.load(Ordering::Relaxed) {
+        if thread::frees_quickly(layout.size()) {
             // SAFETY: the caller's block.
             return unsafe { self.backing.dealloc(ptr, layout) };
         }
         // SAFETY: the caller's block.
-        unsafe { self.dealloc_large(ptr, layout) };
+        unsafe { self.dealloc_counted(ptr, layout) };
     }
 
     #[inline]
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if layout.size().max(new_size) < self.threshold.load(Ordering::Relaxed) {
+        if thread::allocates_quickly(layout.size().max(new_size)) {
             // SAFETY: the caller's block.
             return unsafe { self.backing.realloc(ptr, layout, new_size) };
         }
         // SAFETY: the caller's block.
-        unsafe { self.realloc_large(ptr, layout, new_size) }
+        unsafe { self.realloc_counted(ptr, layout, new_size) }
     }
 }
 

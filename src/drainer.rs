@@ -23,13 +23,20 @@
 //!
 //! All four are sequentially consistent, so in their single order either F1 comes before D2, and the
 //! drainer stays awake; or D2 before F1, hence D1 before F2, which finds ASLEEP and wakes it.
+//!
+//! A chunk that is taken from the pool of `batch` is such a reason until it is given back; taking it is F1.
+//! While any is in use, rounds are short ([`BURST_ROUND`]), so that full chunks are emptied soon without
+//! a wake-up for each.
 
+use std::alloc::Layout;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::backing::Backing;
+use crate::batch::{BATCHES, LOAD};
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sys;
@@ -48,6 +55,25 @@ const PURGE_EVERY: Duration = Duration::from_secs(5);
 /// How long it stays awake with nothing to do, in delays, but no longer than [`LINGER_MAX`].
 const LINGER_DELAYS: u32 = 4;
 const LINGER_MAX: Duration = Duration::from_secs(1);
+
+/// What a structure of small blocks leaves is mostly used by the next one, and between the two there is
+/// nothing to be seen of the program: it may be building. So it has had its last burst this long ago
+/// before memory goes back to the system, or the time below has passed since it last did.
+const BURST_QUIET: Duration = Duration::from_millis(400);
+const PURGE_EVERY_IN_BURSTS: Duration = Duration::from_secs(10);
+
+/// Time between two looks at full chunks. A thread that is still dropping has the memory to itself for
+/// that long, and one that goes on to allocate may pay back what it has deferred instead.
+const BURST_ROUND: Duration = Duration::from_millis(5);
+
+/// So long at most the drainer is at small blocks before it looks after the large ones.
+const BATCHES_MAX: Duration = Duration::from_millis(10);
+/// A block is brought into the cache so many frees before its turn.
+const PREFETCH_AHEAD: usize = 16;
+/// How often a flush tries to get at the open chunk of a thread that is just using it.
+const COLLECT_TRIES: u32 = 20;
+/// Small blocks are freed without knowing their layout, see [`Backing`].
+const ANY_LAYOUT: Layout = Layout::new::<u8>();
 
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
@@ -75,7 +101,7 @@ impl Control {
     }
 
     /// F2
-    fn wake_if_asleep(&self, pending: &Pending) {
+    pub(crate) fn wake_if_asleep(&self, pending: &Pending) {
         if pending.end_sleep() {
             self.wake();
         }
@@ -138,15 +164,19 @@ impl Control {
         self.purges.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until there is something to do.
-    fn sleep<B: Backing>(&self, pending: &Pending, backing: B) {
+    /// Sleeps until there is something to do. `owner` is what the batches know the runtime by.
+    fn sleep<B: Backing>(&self, pending: &Pending, backing: B, owner: usize) {
         // D1
         if !pending.fall_asleep() {
             return;
         }
         // D2
         let stopped = || self.stop.load(Ordering::SeqCst);
-        if self.dirty.load(Ordering::SeqCst) || self.hurry.load(Ordering::SeqCst) || stopped() {
+        if self.dirty.load(Ordering::SeqCst)
+            || self.hurry.load(Ordering::SeqCst)
+            || has_batches_in_use(owner)
+            || stopped()
+        {
             pending.end_sleep();
         }
         if pending.is_asleep() {
@@ -161,26 +191,42 @@ impl Control {
 }
 
 /// The drainer's work until it is told to stop, after which nothing is pending, or the process exits.
-pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, delay: Duration) {
+/// `owner` is what the batches know the runtime by, `load` is room for their addresses.
+pub(crate) fn run<B: Backing>(
+    backing: B,
+    pending: &Pending,
+    control: &Control,
+    delay: Duration,
+    owner: usize,
+    load: &mut [usize; LOAD],
+) {
     let mut drainer = Drainer { backing, pending, unpurged: false };
+    sys::membarrier_register();
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
     let round_every = mark_every.min(ROUND_MAX);
     let linger = delay.saturating_mul(LINGER_DELAYS).min(LINGER_MAX);
     let mut next_mark = Instant::now() + mark_every;
+    let mut next_tick = Instant::now();
     let mut clean_until = Instant::now();
     let mut last_activity = 0;
     let mut active_at = Instant::now();
+    let mut last_burst_activity = 0;
+    let mut last_burst = None;
     loop {
-        let idle = pending.bytes() == 0 && !drainer.unpurged;
+        let idle = pending.bytes() == 0 && !drainer.unpurged && !has_batches_in_use(owner);
         if idle && active_at.elapsed() >= linger {
-            control.sleep(pending, backing);
+            control.sleep(pending, backing, owner);
             active_at = Instant::now();
             next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
         if !stop && !control.hurry.load(Ordering::SeqCst) {
-            thread::park_timeout(round_every);
+            if !has_batches_in_use(owner) {
+                thread::park_timeout(round_every);
+            } else if !BATCHES.has_full() {
+                thread::park_timeout(round_every.min(BURST_ROUND));
+            }
         }
 
         let Some(inside) = Inside::enter() else {
@@ -208,22 +254,44 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
         } else {
             Some(inside)
         };
+        let tick = now >= next_tick;
+        if tick {
+            next_tick = now + round_every;
+        }
+        let has_batches = BATCHES.is_owned_by(owner);
+        let inside = match inside {
+            Some(inside) if has_batches => drainer.drain_batches(inside, load, tick, everything),
+            other => other,
+        };
         let Some(inside) = inside else {
             park_until_exit();
         };
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
-        let activity = pending.activity();
-        let quiet = std::mem::replace(&mut last_activity, activity) == activity;
-        if !quiet {
+        let mut quiet = false;
+        if tick {
+            let activity = pending.activity();
+            quiet = std::mem::replace(&mut last_activity, activity) == activity;
+            if !quiet {
+                active_at = now;
+            }
+        }
+        let burst_activity = if has_batches { BATCHES.activity() } else { 0 };
+        if std::mem::replace(&mut last_burst_activity, burst_activity) != burst_activity {
+            last_burst = Some(now);
             active_at = now;
         }
+        let after_burst = last_burst.is_some_and(|burst| now - burst < BURST_QUIET);
         if !drainer.unpurged {
             clean_until = now;
         }
-        let due = everything || quiet || now - clean_until >= PURGE_EVERY;
+        let at_work_max = if after_burst { PURGE_EVERY_IN_BURSTS } else { PURGE_EVERY };
+        let due = everything || (quiet && !after_burst) || now - clean_until >= at_work_max;
         if drainer.unpurged && due {
             backing.purge();
+            if has_batches {
+                BATCHES.purge();
+            }
             drainer.unpurged = false;
             control.purges.fetch_add(1, Ordering::Relaxed);
         }
@@ -236,7 +304,8 @@ pub(crate) fn run<B: Backing>(backing: B, pending: &Pending, control: &Control, 
             drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
             flushed.notify_all();
         }
-        if stop && pending.bytes() == 0 {
+        if stop && pending.bytes() == 0 && !(has_batches && BATCHES.has_full()) {
+            BATCHES.release(owner);
             backing.drainer_awake(false);
             return;
         }
@@ -272,6 +341,50 @@ impl<B: Backing> Drainer<'_, B> {
         }
         Some(inside)
     }
+
+    /// Frees the blocks of full chunks until there are none or the time is up. With `tick` the chunks
+    /// of quiet threads are collected first, with `everything` those of all.
+    fn drain_batches(
+        &mut self,
+        mut inside: Inside,
+        load: &mut [usize; LOAD],
+        tick: bool,
+        everything: bool,
+    ) -> Option<Inside> {
+        BATCHES.note_round(everything);
+        if tick || everything {
+            let mut tries_left = COLLECT_TRIES;
+            while !BATCHES.collect_open(everything) && tries_left > 0 {
+                // Some thread is just writing, or was interrupted in that.
+                tries_left -= 1;
+                thread::sleep(Duration::from_micros(50));
+            }
+        }
+        let start = Instant::now();
+        while let Some(n) = BATCHES.drain(load, |bytes| self.pending.release(bytes)) {
+            for (i, &address) in load[..n].iter().enumerate() {
+                if let Some(&soon) = load[..n].get(i + PREFETCH_AHEAD) {
+                    sys::prefetch(ptr::with_exposed_provenance_mut(soon));
+                }
+                // SAFETY: a block that a thread freed, taken out of the one chunk that it was in; the
+                // backing finds its size by itself.
+                unsafe {
+                    self.backing.dealloc(ptr::with_exposed_provenance_mut(address), ANY_LAYOUT);
+                }
+            }
+            self.unpurged = true;
+            inside = inside.give_way()?;
+            if !everything && start.elapsed() > BATCHES_MAX {
+                break;
+            }
+        }
+        Some(inside)
+    }
+}
+
+/// Whether the runtime that is known as `owner` has a chunk in use.
+fn has_batches_in_use(owner: usize) -> bool {
+    BATCHES.is_owned_by(owner) && BATCHES.in_use()
 }
 
 /// Gives a block back to the allocator, releasing its pages first if that would unmap it.

@@ -6,9 +6,11 @@
 //!
 //! - `allocator`: [`DeferFree`], the size test of each call, and when the drainer starts
 //! - `later`: [`later()`], whole values, with a thread of its own; needs nothing of the above
+//! - `scope`: [`defer_scope`]
 //! - `runtime`: what a large block goes through once the drainer runs
 //! - `drainer`: the background thread, when it sleeps and who wakes it
 //! - `pending`: the blocks that wait, by size class
+//! - `batch`: the small blocks that are freed in bursts: addresses in chunks
 //! - `lifecycle`: fork and exit
 //! - `stats`, `config`: what happened, what is set
 //! - `backing`: the allocator underneath; `sys`: the operating system
@@ -19,9 +21,11 @@
 
 mod allocator;
 mod later;
+mod scope;
 mod runtime;
 mod drainer;
 mod pending;
+mod batch;
 mod lifecycle;
 mod stats;
 mod config;
@@ -32,4 +36,5 @@ pub use allocator::DeferFree;
 pub use backing::{Backing, Mimalloc};
 pub use config::Config;
 pub use later::{Later, flush_values, flush_values_timeout, later};
-pub use stats::{Stats, Tally};
+pub use scope::{DeferScope, defer_scope};
+pub use stats::{BurstStats, Stats, Tally};

@@ -1,6 +1,7 @@
 //! Everything that an allocator owns once its drainer runs, and what its large blocks go through.
 
 use std::alloc::Layout;
+use std::cell::UnsafeCell;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::backing::Backing;
+use crate::batch::{self, BATCHES, Deferred, LOAD};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
 use crate::lifecycle::{self, Inside, OfGeneration};
@@ -24,6 +26,8 @@ pub(crate) struct Runtime<B> {
     config: Config,
     lost_in_fork_bytes: u64,
     control: Control,
+    /// Where the drainer sorts addresses; nobody else touches it.
+    load: UnsafeCell<[usize; LOAD]>,
 }
 
 /// Why there is no drainer.
@@ -49,6 +53,11 @@ impl fmt::Display for StartError {
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
 const PAY_BACK_BLOCKS: usize = 64;
 
+/// Small blocks that one allocation pays back: some 1 us. Paying back a few only costs several times as
+/// much: mimalloc allocates from whatever page has room, so that each block that is freed into a full
+/// page is allocated again at once, and the page changes its state twice for it.
+const SMALL_PER_ALLOCATION: usize = 32;
+
 impl<B: Backing> Runtime<B> {
     /// Builds a runtime and starts its drainer, which begins its life `inside` the gate.
     pub(crate) fn start(
@@ -62,6 +71,7 @@ impl<B: Backing> Runtime<B> {
         }
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         backing.drainer_awake(true);
+        BATCHES.claim(runtime.addr().get());
 
         let shared = Shared(runtime);
         let signals = sys::SignalsBlocked::new();
@@ -76,7 +86,10 @@ impl<B: Backing> Runtime<B> {
                 this.backing.drainer_init();
                 drop(inside);
                 let delay = Duration::from_millis(this.config.delay_ms);
-                drainer::run(this.backing, &this.pending, &this.control, delay);
+                let owner = runtime.addr().get();
+                // SAFETY: this thread alone uses it.
+                let load = unsafe { &mut *this.load.get() };
+                drainer::run(this.backing, &this.pending, &this.control, delay, owner, load);
                 // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
                 unsafe { Self::destroy(runtime) };
             });
@@ -89,6 +102,7 @@ impl<B: Backing> Runtime<B> {
             }
             Err(error) => {
                 backing.drainer_awake(false);
+                BATCHES.release(runtime.addr().get());
                 // SAFETY: there is no drainer, and nobody else knows of it.
                 unsafe { Self::destroy(runtime) };
                 Err(StartError::Thread(error))
@@ -258,8 +272,63 @@ impl<B: Backing> Runtime<B> {
         self.free_now(class, block);
     }
 
+    /// Whether small blocks can be deferred here.
+    fn owns_batches(&self) -> bool {
+        BATCHES.is_owned_by(ptr::from_ref(self).addr())
+    }
+
+    /// Defers a small block of `size` bytes; false if the caller has to free it. `burst` is how many
+    /// frees in a row begin a burst.
+    pub(crate) fn defer_small(&self, block: *mut u8, size: usize, burst: u32) -> bool {
+        if !self.owns_batches() {
+            batch::thread::back_off(burst);
+            return false;
+        }
+        match BATCHES.defer(block, size, |bytes| self.pending.reserve(bytes)) {
+            Deferred::Yes { opened, near } => {
+                if opened && BATCHES.is_half_used() {
+                    self.control.wake();
+                } else if opened {
+                    self.control.wake_if_asleep(&self.pending);
+                }
+                if near {
+                    batch::thread::near(burst);
+                }
+                true
+            }
+            Deferred::No(_) => {
+                batch::thread::back_off(burst);
+                false
+            }
+        }
+    }
+
+    /// Frees some of the small blocks that the calling thread has deferred; false if there are none.
+    pub(crate) fn pay_back_small(&self) -> bool {
+        if !self.owns_batches() {
+            return false;
+        }
+        let mut blocks = [ptr::null_mut(); SMALL_PER_ALLOCATION];
+        let n = BATCHES.pay_back(&mut blocks, |bytes| self.pending.release(bytes));
+        for &block in &blocks[..n] {
+            sys::prefetch(block);
+        }
+        for &block in &blocks[..n] {
+            // SAFETY: a block that this thread freed, taken out of the one chunk that it was in; the
+            // backing finds its size by itself.
+            unsafe { self.backing.dealloc(block, Layout::new::<u8>()) };
+        }
+        if n > 0 {
+            self.control.note_given_back(&self.pending);
+        }
+        n == blocks.len()
+    }
+
     /// See [`DeferFree::flush`](crate::DeferFree::flush).
     pub(crate) fn flush(&self) {
+        if self.owns_batches() {
+            BATCHES.close_own();
+        }
         self.control.flush(&self.pending);
     }
 
@@ -285,6 +354,9 @@ impl<B: Backing> Runtime<B> {
                 *sum += tally(count.load(Ordering::Relaxed));
             }
             stats.pending += tally(self.pending.len(class) as u64);
+        }
+        if self.owns_batches() {
+            stats.bursts = BATCHES.stats();
         }
         stats
     }

@@ -41,8 +41,9 @@ unsafe impl GlobalAlloc for Counting {
 // SAFETY: as above; the defaults are right for any allocator.
 unsafe impl Backing for Counting {}
 
+// Without bursts: a block that is freed in one comes to the backing without its size.
 #[global_allocator]
-static GLOBAL: DeferFree<Counting> = DeferFree::with_backing(Counting);
+static GLOBAL: DeferFree<Counting> = DeferFree::with_backing(Counting).burst(None);
 
 #[test]
 fn the_dropper_frees() {

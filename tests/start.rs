@@ -171,7 +171,7 @@ fn rounded_before_the_start() {
 
 fn small_program_child() {
     let mut words: HashMap<usize, String> = HashMap::new();
-    for n in 0..1000 {
+    for n in 0..100 {
         words.insert(n, n.to_string().repeat(10));
     }
     thread::spawn(move || drop(words)).join().unwrap();

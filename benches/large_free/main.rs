@@ -41,7 +41,7 @@ static GLOBAL: support::allocator::Switch = support::allocator::Switch;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
-    section::main()
+    section::BENCH.main()
 }
 
 #[cfg(not(target_os = "linux"))]

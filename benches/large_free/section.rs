@@ -1,26 +1,16 @@
-//! A section of the bench, and how the parent and its children run them.
+//! The sections of this bench.
 
-use std::process::ExitCode;
-
-use crate::support::children::{self, Case, Results};
-use crate::support::table::{self, Column};
-use crate::support::{Scale, machine};
+use crate::support::allocator::Contender;
+use crate::support::section::Bench;
+pub(crate) use crate::support::section::{PEAK_LIMIT, Section};
 use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls, sweep};
 
-pub(crate) struct Section {
-    pub(crate) name: &'static str,
-    pub(crate) about: &'static str,
-    /// How often each child runs at full scale.
-    pub(crate) repetitions: usize,
-    pub(crate) cases: fn(Scale) -> Vec<Case>,
-    pub(crate) tables: &'static [(&'static str, &'static [Column])],
-    pub(crate) bars: fn(&Results),
-    /// Peak RSS as a multiple of plain mimalloc's.
-    pub(crate) peak_limit: f64,
-}
-
-/// What the peak RSS of every workload may be, unless its section says otherwise.
-pub(crate) const PEAK_LIMIT: f64 = 1.10;
+pub(crate) const BENCH: Bench = Bench {
+    name: "large_free",
+    sections: &SECTIONS,
+    contenders: &[Contender::Mimalloc, Contender::Deferfree],
+    first: operations::run,
+};
 
 const SECTIONS: [&Section; 9] = [
     &free::SECTION,
@@ -33,59 +23,3 @@ const SECTIONS: [&Section; 9] = [
     &growth::SECTION,
     &sweep::SECTION,
 ];
-
-pub(crate) fn main() -> ExitCode {
-    let outcome = match children::assignment() {
-        Some((section, case, scale)) => child(&section, &case, scale),
-        None => parent(),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("large_free: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn child(section: &str, case: &str, scale: Scale) -> Result<(), String> {
-    let found = SECTIONS.iter().find(|known| known.name == section);
-    let section = found.ok_or_else(|| format!("there is no section {section:?}"))?;
-    let cases = (section.cases)(scale);
-    let found = cases.iter().find(|known| known.name == case);
-    children::run_here(found.ok_or_else(|| format!("there is no case {case:?}"))?);
-    Ok(())
-}
-
-fn parent() -> Result<(), String> {
-    operations::run();
-    if std::env::args().any(|argument| argument == "--list") {
-        return Ok(());
-    }
-    let mut arguments = std::env::args().skip(1);
-    let filter = arguments.find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let (section_filter, case_filter) = filter.split_once('/').unwrap_or((&filter, ""));
-    let scale = Scale::from_arguments();
-    println!("\n{}", machine::describe());
-    println!("cells: medians (min..max) of the repetitions; scale: {}", scale.name());
-    if scale == Scale::Test {
-        println!("a test run: its figures and verdicts mean nothing");
-    }
-    for section in SECTIONS {
-        if !section.name.contains(section_filter) {
-            continue;
-        }
-        let mut cases = (section.cases)(scale);
-        cases.retain(|case| case.name.contains(case_filter));
-        println!("\n== {}: {}", section.name, section.about);
-        let repetitions = scale.pick(section.repetitions, 1, 1);
-        let results = children::run(section.name, &cases, repetitions, scale)?;
-        for (title, columns) in section.tables {
-            table::print(title, columns, &results);
-        }
-        println!();
-        (section.bars)(&results);
-        table::bar_peak(&results, section.peak_limit);
-    }
-    Ok(())
-}

@@ -20,13 +20,41 @@ pub(crate) enum Contender {
     /// The `mimalloc` crate, as a program would use it.
     Mimalloc,
     Deferfree,
+    /// mimalloc whose `dealloc` does nothing: what a drop costs besides freeing. It leaks, so it is
+    /// for one drop and no more.
+    Floor,
 }
 
-const NAMED: [(Contender, &str); 3] = [
+const NAMED: [(Contender, &str); 4] = [
     (Contender::System, "glibc"),
     (Contender::Mimalloc, "mimalloc"),
     (Contender::Deferfree, "deferfree"),
+    (Contender::Floor, "floor"),
 ];
+
+/// As [`MiMalloc`], but that nothing is freed.
+#[derive(Debug)]
+struct Leaking;
+
+// SAFETY: mimalloc's own methods; a block that is never freed breaks no promise.
+unsafe impl GlobalAlloc for Leaking {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { MiMalloc.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, _ptr: *mut u8, _layout: Layout) {}
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { MiMalloc.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { MiMalloc.realloc(ptr, layout, new_size) }
+    }
+}
 
 impl Contender {
     pub(crate) fn name(self) -> &'static str {
@@ -39,10 +67,11 @@ impl Contender {
 
     /// The contender of this process; the system's allocator in the parent, which is not told one.
     #[inline]
-    fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         match CHOICE.load(Relaxed) {
             2 => Self::Mimalloc,
             3 => Self::Deferfree,
+            4 => Self::Floor,
             1 => Self::System,
             _ => read_choice(),
         }
@@ -80,6 +109,7 @@ macro_rules! with_chosen {
             Contender::System => System.$method($($argument),*),
             Contender::Mimalloc => MiMalloc.$method($($argument),*),
             Contender::Deferfree => DEFERFREE.$method($($argument),*),
+            Contender::Floor => Leaking.$method($($argument),*),
         }
     };
 }

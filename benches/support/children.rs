@@ -125,8 +125,9 @@ pub(crate) fn run(
     cases: &[Case],
     repetitions: usize,
     scale: Scale,
+    contenders: &[Contender],
 ) -> Result<Results, String> {
-    let contenders = contenders()?;
+    let contenders = chosen(contenders)?;
     let repetitions = match env::var(REPETITIONS_VARIABLE) {
         Ok(n) => n.parse().ok().filter(|n| *n > 0).ok_or(format!("{REPETITIONS_VARIABLE}={n}?"))?,
         Err(_) => repetitions,
@@ -158,9 +159,9 @@ pub(crate) fn run(
     Ok(results)
 }
 
-fn contenders() -> Result<Vec<Contender>, String> {
+fn chosen(default: &[Contender]) -> Result<Vec<Contender>, String> {
     let Ok(names) = env::var(CONTENDERS_VARIABLE) else {
-        return Ok(vec![Contender::Mimalloc, Contender::Deferfree]);
+        return Ok(default.to_vec());
     };
     let named = |name: &str| {
         Contender::from_name(name.trim().as_bytes())

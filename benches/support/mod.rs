@@ -12,6 +12,7 @@ pub(crate) mod children;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod random;
+pub(crate) mod section;
 pub(crate) mod table;
 pub(crate) mod timing;
 

@@ -19,10 +19,13 @@ pub struct Mimalloc;
 
 /// `mi_malloc` aligns blocks to their size, up to this (`MI_MAX_ALIGN_SIZE`, types.h).
 const NATURAL_ALIGN: usize = 16;
+/// The sizes of blocks are multiples of this, so all blocks are aligned to it (`mi_bin`,
+/// page-queue.c).
+const WORD: usize = 8;
 
-#[inline]
+#[inline(always)]
 fn naturally_aligned(size: usize, align: usize) -> bool {
-    align <= NATURAL_ALIGN && align <= size
+    align <= WORD || (align <= NATURAL_ALIGN && align <= size)
 }
 
 // SAFETY: mimalloc's functions fulfil the contract for any size and any power of two as alignment;

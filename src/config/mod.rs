@@ -14,6 +14,9 @@ pub struct Config {
     pub enabled: bool,
     /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`).
     pub threshold_bytes: usize,
+    /// Below the threshold, frees are deferred after this many in a row on one thread, 0 for all of
+    /// them; `None`: never (`DEFERFREE_BURST`).
+    pub burst: Option<u32>,
     /// How long a block waits for reuse before it goes back, in milliseconds (`DEFERFREE_DELAY`).
     pub delay_ms: u64,
     /// Bytes that wait at most; over it frees are inline (`DEFERFREE_MAX_PENDING`).
@@ -25,16 +28,30 @@ pub struct Config {
 pub(crate) struct Settings {
     pub(crate) enabled: bool,
     pub(crate) threshold_bytes: usize,
+    pub(crate) burst: Burst,
     pub(crate) delay_ms: u64,
     /// `None`: a quarter of the memory that the process may use.
     pub(crate) max_pending_bytes: Option<usize>,
 }
+
+/// When small blocks are deferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Burst {
+    /// After [`DEFAULT_BURST`] frees in a row; never where there is one CPU only.
+    Default,
+    After(u32),
+    Never,
+}
+
+/// Frees in a row, see README, "How the defaults were chosen".
+pub(crate) const DEFAULT_BURST: u32 = 256;
 
 impl Settings {
     pub(crate) const DEFAULT: Settings = Settings {
         enabled: true,
         // Chosen by a sweep: README, "How the defaults were chosen".
         threshold_bytes: 256 << 10,
+        burst: Burst::Default,
         delay_ms: 250,
         max_pending_bytes: None,
     };
@@ -77,6 +94,9 @@ impl Settings {
         match variable {
             Variable::Enabled => parse::switch(value).map(|on| self.enabled = on),
             Variable::Threshold => parse::size(value).map(|n| self.threshold_bytes = n),
+            Variable::Burst => parse::count_or_off(value).map(|count| {
+                self.burst = count.map_or(Burst::Never, Burst::After);
+            }),
             Variable::Delay => parse::duration_ms(value).map(|ms| self.delay_ms = ms),
             Variable::MaxPending => parse::size(value).map(|n| self.max_pending_bytes = Some(n)),
         }
@@ -88,13 +108,19 @@ impl Settings {
 enum Variable {
     Enabled,
     Threshold,
+    Burst,
     Delay,
     MaxPending,
 }
 
 impl Variable {
-    const ALL: [Variable; 4] =
-        [Variable::Enabled, Variable::Threshold, Variable::Delay, Variable::MaxPending];
+    const ALL: [Variable; 5] = [
+        Variable::Enabled,
+        Variable::Threshold,
+        Variable::Burst,
+        Variable::Delay,
+        Variable::MaxPending,
+    ];
 
     fn named(name: &[u8]) -> Option<Variable> {
         Self::ALL.into_iter().find(|variable| variable.name().as_bytes() == name)
@@ -104,6 +130,7 @@ impl Variable {
         match self {
             Variable::Enabled => "DEFERFREE",
             Variable::Threshold => "DEFERFREE_THRESHOLD",
+            Variable::Burst => "DEFERFREE_BURST",
             Variable::Delay => "DEFERFREE_DELAY",
             Variable::MaxPending => "DEFERFREE_MAX_PENDING",
         }
@@ -113,6 +140,7 @@ impl Variable {
         match self {
             Variable::Enabled => "on or off",
             Variable::Threshold | Variable::MaxPending => "a size such as 65536, 256K or 1GiB",
+            Variable::Burst => "a number of frees or off",
             Variable::Delay => "a duration such as 250ms or 2s",
         }
     }
@@ -127,6 +155,11 @@ impl fmt::Display for DefaultOf<'_> {
         match variable {
             Variable::Enabled => f.write_str(if defaults.enabled { "on" } else { "off" }),
             Variable::Threshold => write!(f, "{}", defaults.threshold_bytes),
+            Variable::Burst => match defaults.burst {
+                Burst::Default => write!(f, "{DEFAULT_BURST}, or off on one CPU"),
+                Burst::After(n_frees) => write!(f, "{n_frees}"),
+                Burst::Never => f.write_str("off"),
+            },
             Variable::Delay => write!(f, "{}ms", defaults.delay_ms),
             Variable::MaxPending => match defaults.max_pending_bytes {
                 Some(bytes) => write!(f, "{bytes}"),

@@ -37,6 +37,16 @@ pub(super) fn size(value: &[u8]) -> Option<usize> {
     usize::try_from(number).ok()?.checked_mul(1usize.checked_shl(shift)?)
 }
 
+/// Digits, or `off` in any case: `Some(None)`.
+pub(super) fn count_or_off(value: &[u8]) -> Option<Option<u32>> {
+    if value.trim_ascii().eq_ignore_ascii_case(b"off") {
+        return Some(None);
+    }
+    let (number, unit) = number_and_unit(value)?;
+    let number = u32::try_from(number).ok()?;
+    unit.is_empty().then_some(Some(number))
+}
+
 /// Milliseconds: digits followed by `ms` or `s`, in any case.
 pub(super) fn duration_ms(value: &[u8]) -> Option<u64> {
     let (number, unit) = number_and_unit(value)?;
@@ -65,7 +75,7 @@ fn number_and_unit(value: &[u8]) -> Option<(u64, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::{duration_ms, size, switch};
+    use super::{count_or_off, duration_ms, size, switch};
 
     #[test]
     fn sizes() {
@@ -147,6 +157,27 @@ mod tests {
             assert_eq!(duration_ms(text.as_bytes()), expected, "{text:?}");
         }
         assert_eq!(duration_ms(b"1\xfes"), None);
+    }
+
+    #[test]
+    fn counts() {
+        for (text, expected) in [
+            ("0", Some(Some(0))),
+            ("256", Some(Some(256))),
+            (" 256 ", Some(Some(256))),
+            ("4294967295", Some(Some(u32::MAX))),
+            ("off", Some(None)),
+            ("OFF ", Some(None)),
+            ("", None),
+            ("on", None),
+            ("4294967296", None),
+            ("256K", None),
+            ("-1", None),
+            ("2 56", None),
+        ] {
+            assert_eq!(count_or_off(text.as_bytes()), expected, "{text:?}");
+        }
+        assert_eq!(count_or_off(b"of\xff"), None);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::batch::BATCHES;
 use crate::{backing, sys};
 
 pub(crate) use phase::{OfGeneration, Phase, PhaseCell};
@@ -150,6 +151,7 @@ unsafe extern "C" fn child() {
     // Forks that other threads of the parent had begun do not exist here.
     GATE.store(0, Ordering::Relaxed);
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    BATCHES.forked_child();
     backing::mimalloc_forked_child();
 }
 

@@ -59,6 +59,14 @@ impl<T: OfGeneration> PhaseCell<T> {
         Self::phase(self.0.load(Ordering::Acquire))
     }
 
+    /// Where the value is if one runs, in this process or one that it was forked off from; something
+    /// that is nobody's address otherwise.
+    #[inline]
+    pub(crate) fn addr(&self) -> usize {
+        // Relaxed: only the address counts.
+        self.0.load(Ordering::Relaxed).addr()
+    }
+
     #[inline]
     fn phase<'a>(seen: *mut T) -> Phase<'a, T> {
         if seen.addr() & (STARTING | FAILED) == 0 {

@@ -171,6 +171,16 @@ impl Pending {
         self.backlog.max_bytes.load(Ordering::Relaxed)
     }
 
+    /// Counts `bytes` that wait elsewhere towards the bound; false if that would go over it.
+    pub(crate) fn reserve(&self, bytes: usize) -> bool {
+        self.backlog.reserve(bytes).is_some()
+    }
+
+    /// They wait no longer.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.backlog.release(bytes);
+    }
+
     /// Bytes that wait.
     pub(crate) fn bytes(&self) -> usize {
         self.backlog.bytes.load(Ordering::Relaxed) & !ASLEEP

@@ -47,3 +47,17 @@ pub(crate) fn at_fork(
 pub(crate) fn at_exit(_handler: extern "C" fn()) -> bool {
     false
 }
+
+pub(crate) fn membarrier_register() {}
+
+pub(crate) fn membarrier() -> bool {
+    false
+}
+
+pub(crate) fn at_thread_exit(_handler: unsafe extern "C" fn(*mut std::ffi::c_void)) -> bool {
+    false
+}
+
+pub(crate) fn has_one_cpu() -> bool {
+    true
+}

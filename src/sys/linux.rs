@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
@@ -135,51 +136,107 @@ pub(crate) fn memory_limit() -> Option<usize> {
 /// The least `memory.max` from this process's control group up to the root (version 2, or version
 /// 1's `limit_in_bytes`), see `Documentation/admin-guide/cgroup-v2.rst` of the kernel.
 fn cgroup_limit() -> Option<usize> {
-    let mut file = [0u8; 4096];
-    let groups = read_file(c"/proc/self/cgroup", &mut file)?;
     let mut least = None;
+    for_each_group(b"memory", |root, path, version| {
+        let name: &[u8] = if version == 2 { b"memory.max" } else { b"memory.limit_in_bytes" };
+        let mut content = [0; FILE_BYTES];
+        least = min_known(least, group_file(root, path, name, &mut content).and_then(number));
+    });
+    least
+}
+
+/// Whole CPUs by the least `cpu.max` (version 1: `cpu.cfs_quota_us` and `cpu.cfs_period_us`).
+fn cgroup_cpus() -> Option<usize> {
+    let mut least = None;
+    for_each_group(b"cpu", |root, path, version| {
+        let (mut first, mut second) = ([0; FILE_BYTES], [0; FILE_BYTES]);
+        let (quota, period) = if version == 2 {
+            let max = group_file(root, path, b"cpu.max", &mut first);
+            let mut fields = max.unwrap_or_default().splitn(2, |&byte| byte == b' ');
+            (fields.next().and_then(number), fields.next().and_then(number))
+        } else {
+            (
+                group_file(root, path, b"cpu.cfs_quota_us", &mut first).and_then(number),
+                group_file(root, path, b"cpu.cfs_period_us", &mut second).and_then(number),
+            )
+        };
+        if let (Some(quota), Some(period @ 1..)) = (quota, period) {
+            least = min_known(least, Some(quota / period));
+        }
+    });
+    least
+}
+
+fn min_known(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// A number with nothing but blanks around it; `None` for `max` and `-1`.
+fn number(text: &[u8]) -> Option<usize> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
+/// Calls `f` with root, path and version for each control group with `controller` that this process
+/// is in, and for those above it.
+fn for_each_group(controller: &[u8], mut f: impl FnMut(&[u8], &[u8], u32)) {
+    let mut file = [0u8; 4096];
+    let Some(groups) = read_file(c"/proc/self/cgroup", &mut file) else {
+        return;
+    };
     for line in groups.split(|&byte| byte == b'\n') {
         // hierarchy-id : controllers : path
         let mut fields = line.splitn(3, |&byte| byte == b':');
-        let (Some(_), Some(controllers), Some(path)) =
+        let (Some(_), Some(controllers), Some(mut path)) =
             (fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
-        let (root, name): (&[u8], &[u8]) = if controllers.is_empty() {
-            (b"/sys/fs/cgroup", b"memory.max")
-        } else if controllers.split(|&byte| byte == b',').any(|c| c == b"memory") {
-            (b"/sys/fs/cgroup/memory", b"memory.limit_in_bytes")
+        let (root, version): (&[&[u8]], u32) = if controllers.is_empty() {
+            (&[b"/sys/fs/cgroup"], 2)
+        } else if controllers.split(|&byte| byte == b',').any(|c| c == controller) {
+            (&[b"/sys/fs/cgroup/", controller], 1)
         } else {
             continue;
         };
-        let mut path = path;
+        let mut full_root = [0u8; 64];
+        let Some(len) = concatenate(&mut full_root, root) else {
+            continue;
+        };
         loop {
-            let limit = group_file(root, path, name);
-            least = match (least, limit) {
-                (Some(a), Some(b)) => Some(std::cmp::min::<usize>(a, b)),
-                (a, b) => a.or(b),
-            };
+            f(&full_root[..len], path, version);
             match path.iter().rposition(|&byte| byte == b'/') {
                 Some(slash) => path = &path[..slash],
                 None => break,
             }
         }
     }
-    least
 }
 
-/// The number in `root/path/name`; `None` where there is no such file or it says `max`.
-fn group_file(root: &[u8], path: &[u8], name: &[u8]) -> Option<usize> {
-    let mut full = [0u8; 1024];
+fn concatenate(buffer: &mut [u8], parts: &[&[u8]]) -> Option<usize> {
     let mut len = 0;
-    for part in [root, path, b"/", name, b"\0"] {
-        full.get_mut(len..len + part.len())?.copy_from_slice(part);
+    for part in parts {
+        buffer.get_mut(len..len + part.len())?.copy_from_slice(part);
         len += part.len();
     }
-    let mut content = [0u8; 32];
-    let digits = read_file(CStr::from_bytes_with_nul(&full[..len]).ok()?, &mut content)?;
-    std::str::from_utf8(digits).ok()?.trim_end().parse().ok()
+    Some(len)
+}
+
+/// More than the few numbers in a control group's file take.
+const FILE_BYTES: usize = 64;
+
+/// The contents of `root/path/name`.
+fn group_file<'a>(
+    root: &[u8],
+    path: &[u8],
+    name: &[u8],
+    content: &'a mut [u8; FILE_BYTES],
+) -> Option<&'a [u8]> {
+    let mut full = [0u8; 1024];
+    let len = concatenate(&mut full, &[root, path, b"/", name, b"\0"])?;
+    read_file(CStr::from_bytes_with_nul(&full[..len]).ok()?, content)
 }
 
 /// As much of a file as `buffer` holds.
@@ -210,4 +267,64 @@ pub(crate) fn at_fork(
 pub(crate) fn at_exit(handler: extern "C" fn()) -> bool {
     // SAFETY: as for `at_fork`.
     unsafe { libc::atexit(handler) == 0 }
+}
+
+// linux/membarrier.h
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+/// To be called once before `membarrier`; takes milliseconds in a process with many threads.
+pub(crate) fn membarrier_register() {
+    // SAFETY: takes numbers only; a refusal shows in `membarrier`.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) };
+}
+
+/// Runs a full fence on every thread of this process that is running; those that are not have run
+/// one when they were switched out. False when the kernel does not do that.
+pub(crate) fn membarrier() -> bool {
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0 }
+}
+
+/// Has `handler` run when the calling thread exits, after its C++ and Rust thread-local destructors;
+/// false when the system has no key left. One handler for the whole process.
+pub(crate) fn at_thread_exit(handler: unsafe extern "C" fn(*mut libc::c_void)) -> bool {
+    // 0 until there is one, then the key + 1.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: a key is a number, which the C library knows before it is stored here.
+    let mut known = KEY.load(Ordering::Relaxed);
+    if known == 0 {
+        let mut key = 0;
+        // SAFETY: a live variable, and a function that stays for as long as this crate is loaded.
+        if unsafe { libc::pthread_key_create(&mut key, Some(handler)) } != 0 {
+            return false;
+        }
+        match KEY.compare_exchange(0, key + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => known = key + 1,
+            Err(theirs) => {
+                // SAFETY: nobody has used this key.
+                unsafe { libc::pthread_key_delete(key) };
+                known = theirs;
+            }
+        }
+    }
+    // The handler is called for values that are not null.
+    // SAFETY: a key that was created and is never deleted.
+    unsafe { libc::pthread_setspecific(known - 1, ptr::without_provenance(1)) == 0 }
+}
+
+/// Whether the threads of this process have one CPU between them, by the set of CPUs that they may
+/// run on or by the quota of the control group.
+pub(crate) fn has_one_cpu() -> bool {
+    let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: a buffer of the given size, all zeros of which are a valid set.
+    let n_cpus = unsafe {
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr()) == 0 {
+            libc::CPU_COUNT(cpus.assume_init_ref())
+        } else {
+            // More CPUs than the set has room for.
+            libc::CPU_SETSIZE
+        }
+    };
+    n_cpus == 1 || cgroup_cpus().is_some_and(|n_cpus| n_cpus < 2)
 }

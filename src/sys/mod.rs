@@ -12,3 +12,15 @@ pub(crate) use linux::*;
 mod inline;
 #[cfg(any(not(target_os = "linux"), deferfree_inline))]
 pub(crate) use inline::*;
+
+/// Begins to bring the memory at `ptr`, which may be anything, into the cache.
+#[inline(always)]
+pub(crate) fn prefetch(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults; every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ptr.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}

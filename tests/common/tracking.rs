@@ -40,6 +40,11 @@ impl Tracking {
         self.live.lock().len()
     }
 
+    /// Whether some thread is in here: for good, in a forked child.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.live.is_locked()
+    }
+
     pub(crate) fn live_bytes(&self) -> usize {
         self.live.lock().values().sum()
     }

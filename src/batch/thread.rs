@@ -1,0 +1,392 @@
+//! Each thread's own state: is it in a burst, and does it owe frees?
+//!
+//! ```text
+//!            a burst's worth of frees in a row            blocks here and there
+//! PLAIN ───────────────────────────────────────▶ PROBE ────────────────────────▶ BURST
+//!   ▲                                              │
+//!   └──────────────── an allocation, or ───────────┘
+//!                     blocks near each other
+//!
+//!            an allocation            nothing left
+//! BURST ────────────────────▶ OWING ───────────────▶ PLAIN
+//!   ▲                           │
+//!   └───────────────────────────┘ a burst's worth of frees in a row
+//! ```
+//!
+//! PLAIN: frees are done at once. PROBE: so they are, but a few addresses are looked at: blocks that
+//! lie near each other, as those of a list or a tree that was built in one go, are freed faster than
+//! they are written down, and the thread goes back to PLAIN for a while. BURST: frees are written down.
+//! OWING: frees are done at once, and each allocation takes back some of what the thread wrote down
+//! and frees it. A thread that allocates would make the heap grow while its own freed blocks wait in
+//! line; so it pays back as it goes, last ones first, while the drainer takes from the same chunks.
+//!
+//! # The hot path
+//!
+//! The common case is a small block in PLAIN. `quick_below` is 0 in all other states, so that the one
+//! comparison of the block's size with it sees both. PLAIN itself is a counter, `left`. A free subtracts 2; below zero it is a matter for the slow path. An allocation sets the
+//! low bits to ones, which makes a number that is not negative [`FIRST`]. So the counter goes through
+//! odd numbers until the slow path takes over, which sets even ones and counts on: by this it tells
+//! whether there was an allocation in between. No limit has to be loaded from anywhere.
+
+use std::cell::Cell;
+
+use super::lane::Lane;
+
+/// `left` after an allocation.
+const FIRST: i32 = 2 * FIRST_FREES as i32 - 1;
+/// Frees in a row before the slow path counts on. No burst is shorter.
+pub(crate) const FIRST_FREES: u32 = 32;
+
+/// In PLAIN, blocks below this size are small whatever the settings are, so that these need not be
+/// looked at.
+pub(crate) const QUICK_BYTES: usize = 4096;
+
+/// `left` outside PLAIN: low enough not to wrap before the next chunk is wanted.
+const NOT_PLAIN: i32 = i32::MIN / 2;
+/// `left` where nothing is ever deferred.
+const NEVER: i32 = i32::MAX - 1;
+
+/// Frees that PROBE looks at.
+pub(super) const PROBES: u32 = 32;
+/// Two blocks that follow each other this closely are in one page of the allocator, and the processor
+/// has most likely fetched the second already.
+pub(super) const NEAR_BYTES: usize = 1024;
+/// So many of them, before the next look.
+const NEAR_FREES: u32 = 4096;
+/// Frees that are done at once when there was no chunk to write to.
+const BACK_OFF_FREES: u32 = 256;
+
+/// Instead of a number of frees in a row: every free is deferred.
+pub(crate) const ALWAYS: u32 = 0;
+/// No burst ever begins; a [`DeferScope`](crate::DeferScope) defers all the same.
+pub(crate) const OFF: u32 = u32::MAX - 1;
+/// Nothing is deferred at all.
+pub(crate) const DISABLED: u32 = u32::MAX;
+
+thread_local! {
+    // Constant and without `Drop`: reading it neither allocates nor registers anything, and it works
+    // until the thread is gone.
+    static THREAD: Thread = const { Thread::new() };
+}
+
+/// See the diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Plain,
+    Probe,
+    Burst,
+    Owing,
+}
+
+struct Thread {
+    left: Cell<i32>,
+    /// Blocks below this size need no other look than at these two fields; 0 outside PLAIN.
+    quick_below: Cell<usize>,
+    state: Cell<State>,
+    /// PLAIN: frees in a row before `left` was set last. PROBE: frees looked at. OWING: frees in a row.
+    n_frees: Cell<u32>,
+    /// PLAIN: the frees that `left` was set for.
+    n_set: Cell<u32>,
+    last_address: Cell<usize>,
+    n_near: Cell<u32>,
+    /// BURST: where to write.
+    writing: Cell<Option<&'static Lane>>,
+    /// Where this thread writes in a burst, once it has had one.
+    lane: Cell<Option<&'static Lane>>,
+    /// How many `DeferScope`s live.
+    n_scopes: Cell<u32>,
+    /// The thread has given its lane up because it ends.
+    ended: Cell<bool>,
+}
+
+impl Thread {
+    /// False when the slow path is to look.
+    #[inline(always)]
+    fn count_free(&self) -> bool {
+        let left = self.left.get().wrapping_sub(2);
+        self.left.set(left);
+        left >= 0
+    }
+
+    const fn new() -> Thread {
+        Thread {
+            // The first call of a thread finds out whether all its frees are to be deferred.
+            left: Cell::new(-1),
+            quick_below: Cell::new(0),
+            state: Cell::new(State::Plain),
+            n_frees: Cell::new(0),
+            n_set: Cell::new(0),
+            last_address: Cell::new(0),
+            n_near: Cell::new(0),
+            writing: Cell::new(None),
+            lane: Cell::new(None),
+            n_scopes: Cell::new(0),
+            ended: Cell::new(false),
+        }
+    }
+
+    /// => PLAIN, with the slow path again after that many frees.
+    fn plain(&self, n_frees: u32) {
+        self.state.set(State::Plain);
+        self.quick_below.set(QUICK_BYTES);
+        self.writing.set(None);
+        self.n_set.set(n_frees);
+        // Even, and below zero at the last of them.
+        self.left.set(2 * (n_frees.max(1) as i32 - 1));
+    }
+
+    /// => PROBE, BURST or OWING.
+    fn leave_plain(&self, state: State) {
+        self.state.set(state);
+        self.n_frees.set(0);
+        self.left.set(NOT_PLAIN);
+        self.quick_below.set(0);
+        self.writing.set(if state == State::Burst { self.lane.get() } else { None });
+    }
+
+    /// PROBE or BURST => PLAIN for a while.
+    fn near(&self) {
+        // A burst it is already, however many are needed.
+        self.n_frees.set(OFF);
+        self.plain(NEAR_FREES);
+    }
+
+    fn is_always(&self, burst: u32) -> bool {
+        burst == ALWAYS || (self.n_scopes.get() > 0 && burst != DISABLED)
+    }
+
+    /// Looks at one more address; true when all of them have been, and they are here and there.
+    fn probe(&self, address: usize) -> bool {
+        let distance = address.wrapping_sub(self.last_address.replace(address));
+        if (distance as isize).unsigned_abs() <= NEAR_BYTES {
+            self.n_near.set(self.n_near.get() + 1);
+        }
+        self.n_frees.set(self.n_frees.get() + 1);
+        if self.n_frees.get() < PROBES {
+            return false;
+        }
+        if self.n_near.get() >= PROBES / 2 {
+            self.near();
+            return false;
+        }
+        true
+    }
+}
+
+/// Before an allocation of `size` bytes: true if there is nothing to be done but to allocate.
+#[inline(always)]
+pub(crate) fn allocates_quickly(size: usize) -> bool {
+    THREAD.with(|thread| {
+        let quickly = size < thread.quick_below.get();
+        if quickly {
+            thread.left.set(FIRST);
+        }
+        quickly
+    })
+}
+
+/// Before a free of `size` bytes: true if there is nothing to be done but to free.
+#[inline(always)]
+pub(crate) fn frees_quickly(size: usize) -> bool {
+    THREAD.with(|thread| size < thread.quick_below.get() && thread.count_free())
+}
+
+/// As `allocates_quickly`, when it said no, for a block that is small.
+pub(crate) fn note_alloc() -> bool {
+    THREAD.with(|thread| {
+        if thread.left.get() < 0 {
+            return false;
+        }
+        thread.left.set(FIRST);
+        true
+    })
+}
+
+/// As `frees_quickly`, when it said no, for a block that is small.
+pub(crate) fn note_free(size: usize) -> bool {
+    // Below the limit it has been counted.
+    THREAD.with(|thread| size >= thread.quick_below.get() && thread.count_free())
+}
+
+/// Where the thread writes, if it is in a burst.
+#[inline(always)]
+pub(super) fn writing() -> Option<&'static Lane> {
+    THREAD.with(|thread| thread.writing.get())
+}
+
+/// What to do with a freed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnFree {
+    FreeNow,
+    Defer,
+}
+
+/// After `note_free` said no. `burst` is how many frees in a row begin a burst.
+pub(crate) fn on_free(address: usize, burst: u32) -> OnFree {
+    THREAD.with(|thread| {
+        if thread.is_always(burst) {
+            if thread.state.get() != State::Burst {
+                thread.leave_plain(State::Burst);
+            }
+            return OnFree::Defer;
+        }
+        match thread.state.get() {
+            State::Plain if burst >= OFF => {
+                thread.n_frees.set(0);
+                thread.plain(FIRST_FREES);
+                thread.left.set(NEVER);
+            }
+            State::Plain => {
+                let left = thread.left.get();
+                let n_frees = if left & 1 != 0 {
+                    FIRST_FREES
+                } else {
+                    thread.n_frees.get().saturating_add(thread.n_set.get())
+                };
+                thread.n_frees.set(n_frees);
+                if n_frees >= burst {
+                    thread.leave_plain(State::Probe);
+                    thread.n_near.set(0);
+                    thread.last_address.set(address);
+                } else {
+                    thread.plain((burst - n_frees).min(FIRST_FREES));
+                }
+            }
+            State::Probe => {
+                if thread.probe(address) {
+                    thread.leave_plain(State::Burst);
+                }
+            }
+            State::Burst => return OnFree::Defer,
+            State::Owing => {
+                let n_frees = thread.n_frees.get() + 1;
+                thread.n_frees.set(n_frees);
+                if n_frees >= burst {
+                    thread.leave_plain(State::Burst);
+                }
+            }
+        }
+        OnFree::FreeNow
+    })
+}
+
+/// What to do before an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnAlloc {
+    Nothing,
+    PayBack,
+}
+
+/// After `note_alloc` said no.
+pub(crate) fn on_alloc(burst: u32) -> OnAlloc {
+    THREAD.with(|thread| {
+        if thread.is_always(burst) {
+            if thread.state.get() != State::Burst {
+                thread.leave_plain(State::Burst);
+            }
+            return OnAlloc::Nothing;
+        }
+        match thread.state.get() {
+            State::Plain | State::Probe => {
+                thread.plain(1);
+                thread.left.set(FIRST);
+                OnAlloc::Nothing
+            }
+            State::Burst => {
+                thread.leave_plain(State::Owing);
+                OnAlloc::PayBack
+            }
+            State::Owing => {
+                thread.n_frees.set(0);
+                OnAlloc::PayBack
+            }
+        }
+    })
+}
+
+/// OWING => PLAIN: everything is paid back, or the drainer has it.
+pub(crate) fn owes_nothing() {
+    THREAD.with(|thread| {
+        thread.plain(1);
+        thread.left.set(FIRST);
+    });
+}
+
+/// BURST => PLAIN: there is nothing to write to.
+pub(crate) fn back_off(burst: u32) {
+    THREAD.with(|thread| {
+        if !thread.is_always(burst) {
+            thread.n_frees.set(0);
+            thread.plain(BACK_OFF_FREES);
+        }
+    });
+}
+
+/// The thread is in a burst that goes on with the next chunk.
+pub(crate) fn next_chunk(lane: &'static Lane) {
+    THREAD.with(|thread| {
+        if thread.state.get() == State::Burst {
+            thread.left.set(NOT_PLAIN);
+            thread.writing.set(Some(lane));
+        }
+    });
+}
+
+/// BURST => PLAIN for a while: the blocks written last lie near each other.
+pub(crate) fn near(burst: u32) {
+    THREAD.with(|thread| {
+        if !thread.is_always(burst) {
+            thread.near();
+        }
+    });
+}
+
+/// The thread's lane; `hold` finds one if it has none yet. `None` for good once the thread has ended.
+pub(super) fn lane(hold: impl FnOnce() -> Option<&'static Lane>) -> Option<&'static Lane> {
+    THREAD.with(|thread| {
+        if thread.lane.get().is_none() && !thread.ended.get() {
+            thread.lane.set(hold());
+        }
+        thread.lane.get()
+    })
+}
+
+/// The thread ends: what it frees from now on is freed at once.
+pub(super) fn end() -> Option<&'static Lane> {
+    THREAD.with(|thread| {
+        thread.ended.set(true);
+        thread.n_frees.set(0);
+        thread.plain(BACK_OFF_FREES);
+        thread.lane.take()
+    })
+}
+
+/// In a forked child, on its only thread: the lane is not its own any more.
+pub(super) fn forked_child() {
+    THREAD.with(|thread| {
+        thread.lane.set(None);
+        thread.n_frees.set(0);
+        thread.plain(1);
+        thread.left.set(-1);
+        thread.quick_below.set(0);
+    });
+}
+
+/// Every free of the thread is deferred until `leave_scope` has been called as often.
+pub(crate) fn enter_scope() {
+    THREAD.with(|thread| {
+        thread.n_scopes.set(thread.n_scopes.get().saturating_add(1));
+        // The next call looks.
+        thread.left.set(NOT_PLAIN);
+        thread.quick_below.set(0);
+    });
+}
+
+pub(crate) fn leave_scope() {
+    THREAD.with(|thread| {
+        thread.n_scopes.set(thread.n_scopes.get().saturating_sub(1));
+        if thread.n_scopes.get() == 0 && thread.state.get() == State::Burst {
+            thread.leave_plain(State::Owing);
+        }
+    });
+}
