@@ -25,8 +25,8 @@
 //! drainer stays awake; or D2 before F1, hence D1 before F2, which finds ASLEEP and wakes it.
 //!
 //! A chunk that is taken from the pool of `batch` is such a reason until it is given back; taking it is F1.
-//! While any is in use, rounds are short ([`BURST_ROUND`]), so that full chunks are emptied soon without
-//! a wake-up for each.
+//! While any is in use, rounds are short ([`BURST_ROUND`]), so that a thread that goes quiet is found soon
+//! without a wake-up.
 
 use std::alloc::Layout;
 use std::ptr;
@@ -36,7 +36,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::backing::Backing;
-use crate::batch::{BATCHES, LOAD};
+use crate::batch::{BATCHES, LOAD, Quiet};
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sys;
@@ -62,8 +62,8 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 const BURST_QUIET: Duration = Duration::from_millis(400);
 const PURGE_EVERY_IN_BURSTS: Duration = Duration::from_secs(10);
 
-/// Time between two looks at full chunks. A thread that is still dropping has the memory to itself for
-/// that long, and one that goes on to allocate may pay back what it has deferred instead.
+/// A thread that defers nothing and pays nothing back for that long has gone quiet. One that goes on to
+/// allocate frees its own blocks: from here it would cost several times as much, and be in its way.
 const BURST_ROUND: Duration = Duration::from_millis(5);
 
 /// So long at most the drainer is at small blocks before it looks after the large ones.
@@ -117,7 +117,10 @@ impl Control {
 
     /// The caller has given memory back to the allocator itself: it has to be purged some time.
     pub(crate) fn note_given_back(&self, pending: &Pending) {
-        self.dirty.store(true, Ordering::SeqCst);
+        // Seen set, it is still to be read by the drainer, which then is awake.
+        if !self.dirty.load(Ordering::SeqCst) {
+            self.dirty.store(true, Ordering::SeqCst);
+        }
         self.wake_if_asleep(pending);
     }
 
@@ -211,6 +214,8 @@ pub(crate) fn run<B: Backing>(
     let mut clean_until = Instant::now();
     let mut last_activity = 0;
     let mut active_at = Instant::now();
+    let mut next_burst_round = Instant::now();
+    let mut quiet_threads = Quiet::new();
     let mut last_burst_activity = 0;
     let mut last_burst = None;
     loop {
@@ -224,7 +229,7 @@ pub(crate) fn run<B: Backing>(
         if !stop && !control.hurry.load(Ordering::SeqCst) {
             if !has_batches_in_use(owner) {
                 thread::park_timeout(round_every);
-            } else if !BATCHES.has_full() {
+            } else if !BATCHES.has_taken() {
                 thread::park_timeout(round_every.min(BURST_ROUND));
             }
         }
@@ -259,8 +264,14 @@ pub(crate) fn run<B: Backing>(
             next_tick = now + round_every;
         }
         let has_batches = BATCHES.is_owned_by(owner);
+        if has_batches && now >= next_burst_round {
+            next_burst_round = now + BURST_ROUND;
+            BATCHES.note_round(&mut quiet_threads);
+        }
         let inside = match inside {
-            Some(inside) if has_batches => drainer.drain_batches(inside, load, tick, everything),
+            Some(inside) if has_batches => {
+                drainer.drain_batches(inside, load, &mut quiet_threads, everything)
+            }
             other => other,
         };
         let Some(inside) = inside else {
@@ -304,7 +315,7 @@ pub(crate) fn run<B: Backing>(
             drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
             flushed.notify_all();
         }
-        if stop && pending.bytes() == 0 && !(has_batches && BATCHES.has_full()) {
+        if stop && pending.bytes() == 0 && !(has_batches && BATCHES.has_taken()) {
             BATCHES.release(owner);
             backing.drainer_awake(false);
             return;
@@ -342,31 +353,35 @@ impl<B: Backing> Drainer<'_, B> {
         Some(inside)
     }
 
-    /// Frees the blocks of full chunks until there are none or the time is up. With `tick` the chunks
-    /// of quiet threads are collected first, with `everything` those of all.
+    /// Frees the small blocks of quiet threads, with `everything` those of all, until there are none or
+    /// the time is up.
     fn drain_batches(
         &mut self,
         mut inside: Inside,
         load: &mut [usize; LOAD],
-        tick: bool,
+        quiet: &mut Quiet,
         everything: bool,
     ) -> Option<Inside> {
-        BATCHES.note_round(everything);
-        if tick || everything {
-            let mut tries_left = COLLECT_TRIES;
-            while !BATCHES.collect_open(everything) && tries_left > 0 {
+        let start = Instant::now();
+        let mut tries_left = if everything { COLLECT_TRIES } else { 0 };
+        loop {
+            let n = if BATCHES.has_taken() {
+                BATCHES.drain(load, |bytes| self.pending.release(bytes))
+            } else if let Some(n) = BATCHES.take(everything, load, quiet) {
+                n
+            } else if everything && BATCHES.in_use() && tries_left > 0 {
                 // Some thread is just writing, or was interrupted in that.
                 tries_left -= 1;
                 thread::sleep(Duration::from_micros(50));
-            }
-        }
-        let start = Instant::now();
-        while let Some(n) = BATCHES.drain(load, |bytes| self.pending.release(bytes)) {
+                continue;
+            } else {
+                return Some(inside);
+            };
             for (i, &address) in load[..n].iter().enumerate() {
                 if let Some(&soon) = load[..n].get(i + PREFETCH_AHEAD) {
                     sys::prefetch(ptr::with_exposed_provenance_mut(soon));
                 }
-                // SAFETY: a block that a thread freed, taken out of the one chunk that it was in; the
+                // SAFETY: a block that a thread freed, taken out of the one place that it was in; the
                 // backing finds its size by itself.
                 unsafe {
                     self.backing.dealloc(ptr::with_exposed_provenance_mut(address), ANY_LAYOUT);
@@ -375,10 +390,9 @@ impl<B: Backing> Drainer<'_, B> {
             self.unpurged = true;
             inside = inside.give_way()?;
             if !everything && start.elapsed() > BATCHES_MAX {
-                break;
+                return Some(inside);
             }
         }
-        Some(inside)
     }
 }
 

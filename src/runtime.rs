@@ -53,10 +53,10 @@ impl fmt::Display for StartError {
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
 const PAY_BACK_BLOCKS: usize = 64;
 
-/// Small blocks that one allocation pays back: some 1 us. Paying back a few only costs several times as
-/// much: mimalloc allocates from whatever page has room, so that each block that is freed into a full
-/// page is allocated again at once, and the page changes its state twice for it.
-const SMALL_PER_ALLOCATION: usize = 32;
+/// Small blocks that one payment frees, some 1 us: several times what is allocated until the next one, so
+/// that the heap does not grow, and most pages become empty before the allocator takes blocks from them
+/// again.
+const SMALL_PER_PAYMENT: usize = 8 * batch::thread::ALLOCS_PER_PAYMENT as usize;
 
 impl<B: Backing> Runtime<B> {
     /// Builds a runtime and starts its drainer, which begins its life `inside` the gate.
@@ -284,15 +284,20 @@ impl<B: Backing> Runtime<B> {
             batch::thread::back_off(burst);
             return false;
         }
-        match BATCHES.defer(block, size, |bytes| self.pending.reserve(bytes)) {
-            Deferred::Yes { opened, near } => {
+        let grant = |bytes| {
+            let reserved = self.pending.reserve(bytes);
+            if reserved == Some(true) {
+                self.control.wake();
+            }
+            reserved.is_some()
+        };
+        match BATCHES.defer(block, size, grant) {
+            Deferred::Yes { opened } => {
                 if opened && BATCHES.is_half_used() {
                     self.control.wake();
                 } else if opened {
                     self.control.wake_if_asleep(&self.pending);
-                }
-                if near {
-                    batch::thread::near(burst);
+                    batch::thread::next_chunk(burst);
                 }
                 true
             }
@@ -308,11 +313,8 @@ impl<B: Backing> Runtime<B> {
         if !self.owns_batches() {
             return false;
         }
-        let mut blocks = [ptr::null_mut(); SMALL_PER_ALLOCATION];
+        let mut blocks = [ptr::null_mut(); SMALL_PER_PAYMENT];
         let n = BATCHES.pay_back(&mut blocks, |bytes| self.pending.release(bytes));
-        for &block in &blocks[..n] {
-            sys::prefetch(block);
-        }
         for &block in &blocks[..n] {
             // SAFETY: a block that this thread freed, taken out of the one chunk that it was in; the
             // backing finds its size by itself.
@@ -326,9 +328,6 @@ impl<B: Backing> Runtime<B> {
 
     /// See [`DeferFree::flush`](crate::DeferFree::flush).
     pub(crate) fn flush(&self) {
-        if self.owns_batches() {
-            BATCHES.close_own();
-        }
         self.control.flush(&self.pending);
     }
 

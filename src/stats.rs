@@ -42,9 +42,8 @@ pub struct Stats {
 
 /// What became of small blocks that were freed in bursts.
 ///
-/// `deferred` is the sum of `drained`, `paid_back` and `pending`. A thread's last blocks, two thousand at
-/// most, count as deferred once it allocates, ends, goes on to the next two thousand, or goes quiet. The
-/// blocks freed inline come on top.
+/// `deferred` is the sum of `drained`, `paid_back` and `pending`, but for operations under way. The blocks
+/// freed inline come on top.
 ///
 /// One allocator of a process defers small blocks, the first one; all others show zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +54,7 @@ pub struct BurstStats {
     /// Freed by the drainer.
     pub drained: Tally,
     /// Freed by the thread that deferred them, when it allocated again. Bytes are those of the mean
-    /// block that was deferred at that time.
+    /// block that the thread had deferred at that time.
     pub paid_back: Tally,
     /// Waiting now.
     pub pending: Tally,
@@ -65,7 +64,7 @@ pub struct BurstStats {
     pub over_bound_blocks: u64,
     /// Freed inline in a burst: the drainer was collecting from this thread.
     pub contended_blocks: u64,
-    /// Freed inline in a burst: the block is more than 16 GiB away from the others.
+    /// Freed inline in a burst: the block is terabytes away from the others.
     pub out_of_reach_blocks: u64,
 }
 

@@ -29,6 +29,13 @@ impl<B: Backing> DeferFree<B> {
         if BATCHES.defer_quickly(self.phase.addr(), ptr, layout.size()) {
             return;
         }
+        // SAFETY: the caller's block.
+        unsafe { self.dealloc_noted(ptr, layout) };
+    }
+
+    /// Out of line, so that the way above has no registers to save.
+    #[inline(never)]
+    unsafe fn dealloc_noted(&self, ptr: *mut u8, layout: Layout) {
         if thread::note_free(layout.size()) {
             // SAFETY: the caller's block.
             return unsafe { self.backing.dealloc(ptr, layout) };

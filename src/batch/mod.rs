@@ -5,6 +5,10 @@
 //! is being dropped: to free each block is to touch it, a cache miss a piece, and writing its address
 //! down is not. What is counted on the way of every call, and what follows from it, is in `thread`.
 //!
+//! Addresses are sorted by page while they are written (`chunk`). Freed in the order in which the program
+//! freed them, each block would bring the allocator to another page: mimalloc gives a full page up and
+//! claims it again when a block of it is freed, which costs several times the free itself.
+//!
 //! All of this is for the whole process: a thread has one lane, the pool is one. It belongs to the
 //! allocator whose drainer started first, the *owner*; others free small blocks at once.
 //!
@@ -16,20 +20,19 @@ pub(crate) mod thread;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use self::chunk::{ADDRESSES, CHUNKS, Pool};
-use self::lane::{Lane, Written};
+use self::chunk::{ADDRESSES, BUCKETS, CHUNKS, List, Place, Pool};
+use self::lane::{Inside, Lane, Written, share};
 use crate::stats::{BurstStats, Tally};
 use crate::sys;
 
 /// Threads that can defer at the same time; others free at once.
 const LANES: usize = 128;
 
-/// Chunks that the drainer empties together: the more there are, the more blocks of one page of the
-/// allocator are freed one after the other.
-pub(crate) const CHUNKS_PER_LOAD: usize = 8;
+/// Blocks that the drainer puts into order together.
+pub(crate) const LOAD: usize = 32 * ADDRESSES;
 
-/// Addresses in that many chunks.
-pub(crate) const LOAD: usize = CHUNKS_PER_LOAD * ADDRESSES;
+/// A thread that writes down and pays back fewer blocks than that in a round has gone quiet.
+const QUIET_BLOCKS: u64 = 512;
 
 pub(crate) struct Batches {
     /// Address of the owner's runtime, [`NOBODY`] or [`RETIRED`].
@@ -38,11 +41,23 @@ pub(crate) struct Batches {
     lanes: [Lane; LANES],
     /// Lanes below this one have been held by some thread.
     n_lanes: AtomicUsize,
+    taken: Taken,
     counts: Counts,
+}
+
+/// What the drainer has taken out of a lane and not freed yet. The drainer's alone.
+struct Taken {
+    lists: [List; BUCKETS],
+    n_blocks: AtomicUsize,
+    bytes: AtomicUsize,
+    granted_bytes: AtomicUsize,
 }
 
 /// Blocks and bytes since the owner started. What threads do to their own lanes is counted there.
 struct Counts {
+    /// What a forked child found taken by the parent's drainer.
+    adopted_blocks: AtomicU64,
+    adopted_bytes: AtomicU64,
     drained_blocks: AtomicU64,
     drained_bytes: AtomicU64,
     no_chunk: AtomicU64,
@@ -69,7 +84,15 @@ pub(crate) static BATCHES: Batches = Batches {
     pool: Pool::new(),
     lanes: [const { Lane::new() }; LANES],
     n_lanes: AtomicUsize::new(0),
+    taken: Taken {
+        lists: [const { List::new() }; BUCKETS],
+        n_blocks: AtomicUsize::new(0),
+        bytes: AtomicUsize::new(0),
+        granted_bytes: AtomicUsize::new(0),
+    },
     counts: Counts {
+        adopted_blocks: AtomicU64::new(0),
+        adopted_bytes: AtomicU64::new(0),
         drained_blocks: AtomicU64::new(0),
         drained_bytes: AtomicU64::new(0),
         no_chunk: AtomicU64::new(0),
@@ -82,9 +105,8 @@ pub(crate) static BATCHES: Batches = Batches {
 /// What became of a block that was to be deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deferred {
-    /// It was written down; `opened`: in a chunk that had to be taken from the pool first; `near`: those
-    /// before it lie near each other.
-    Yes { opened: bool, near: bool },
+    /// It was written down; `opened`: in a chunk that had to be taken from the pool first.
+    Yes { opened: bool },
     /// The caller has to free it.
     No(Why),
 }
@@ -95,9 +117,9 @@ pub(crate) enum Why {
     NoChunk,
     /// As many bytes wait as may.
     OverBound,
-    /// The drainer is at the thread's chunk.
+    /// The drainer is at the thread's lane.
     Contended,
-    /// The address cannot be written in 32 bits.
+    /// The address is too far from the others.
     OutOfReach,
 }
 
@@ -118,7 +140,7 @@ impl Batches {
     /// The owner gives up; nobody frees through it any more and its drainer has emptied what it could.
     pub(crate) fn release(&self, owner: usize) {
         if self.is_owned_by(owner) {
-            let next = if self.pool.n_used() == 0 { NOBODY } else { RETIRED };
+            let next = if self.in_use() { RETIRED } else { NOBODY };
             self.owner.store(next, Ordering::Release);
         }
     }
@@ -137,18 +159,14 @@ impl Batches {
         self.pool.n_used() == CHUNKS / 2
     }
 
-    /// Whether a chunk is in use anywhere.
+    /// Whether any block waits.
     pub(crate) fn in_use(&self) -> bool {
-        self.pool.n_used() != 0
-    }
-
-    /// Whether there is a full chunk for the drainer.
-    pub(crate) fn has_full(&self) -> bool {
-        self.lanes().iter().any(|lane| lane.has_full() && lane.may_drain())
+        // A run is filled before its chunks are given back, so not both look empty meanwhile.
+        self.pool.n_used() != 0 || self.lanes().iter().any(Lane::has_run)
     }
 
     fn lanes(&self) -> &[Lane] {
-        // SeqCst: a lane that is new is seen before a chunk in it, see `has_full`.
+        // SeqCst: a lane that is new is seen before a chunk in it, see `in_use`.
         &self.lanes[..self.n_lanes.load(Ordering::SeqCst)]
     }
 
@@ -176,15 +194,15 @@ impl Batches {
         lane.enter().is_some_and(|inside| inside.write(block, size) == Written::Yes)
     }
 
-    /// Writes down a block that the calling thread frees. `reserve` is asked for the bytes of a chunk
-    /// that is full before it is handed over.
+    /// Writes down a block that the calling thread frees. `grant` is asked for the bytes from time to
+    /// time.
     pub(crate) fn defer(
         &'static self,
         block: *mut u8,
         size: usize,
-        reserve: impl FnOnce(usize) -> bool,
+        grant: impl FnOnce(usize) -> bool,
     ) -> Deferred {
-        let result = self.try_defer(block, size, reserve);
+        let result = self.try_defer(block, size, grant);
         if let Deferred::No(why) = result {
             let count = match why {
                 Why::NoChunk => &self.counts.no_chunk,
@@ -201,7 +219,7 @@ impl Batches {
         &'static self,
         block: *mut u8,
         size: usize,
-        reserve: impl FnOnce(usize) -> bool,
+        grant: impl FnOnce(usize) -> bool,
     ) -> Deferred {
         let Some(lane) = thread::lane(|| self.hold_lane()) else {
             return Deferred::No(Why::NoChunk);
@@ -210,137 +228,127 @@ impl Batches {
         let Some(inside) = lane.enter() else {
             return Deferred::No(Why::Contended);
         };
-        thread::next_chunk(lane);
-        lane.set_owing(false);
-        match inside.write(block, size) {
-            Written::Yes => return Deferred::Yes { opened: false, near: false },
-            Written::OutOfReach => return Deferred::No(Why::OutOfReach),
-            Written::Full => {}
+        thread::goes_on(lane);
+        let mut written = inside.write(block, size);
+        if written == Written::OutOfReach && inside.rebase(pool, block) {
+            written = inside.write(block, size);
         }
+        if let Written::Full(_) = written {
+            if !inside.ask(grant) {
+                return Deferred::No(Why::OverBound);
+            }
+            written = inside.write(block, size);
+        }
+        let bucket = match written {
+            Written::Yes => return Deferred::Yes { opened: false },
+            Written::OutOfReach => return Deferred::No(Why::OutOfReach),
+            Written::Full(bucket) => bucket,
+        };
         let Some(next) = pool.take() else {
             return Deferred::No(Why::NoChunk);
         };
-        let mut near = false;
-        if let Some(len_bytes) = inside.open_bytes(pool) {
-            near = inside.is_near(pool, thread::PROBES as usize, thread::NEAR_BYTES);
-            if !reserve(len_bytes) {
-                pool.give_back(next);
-                return Deferred::No(Why::OverBound);
-            }
-            if let Some(full) = inside.close(pool) {
-                pool.get(full).set_reserved(len_bytes);
-                lane.push_full(pool, full);
-            }
-        }
-        inside.set_open(pool, next, block);
+        inside.open(pool, bucket, next);
         match inside.write(block, size) {
-            Written::Yes => Deferred::Yes { opened: true, near },
-            // Only an address that is not aligned as every block is.
-            Written::Full | Written::OutOfReach => Deferred::No(Why::OutOfReach),
+            Written::Yes => Deferred::Yes { opened: true },
+            Written::Full(_) | Written::OutOfReach => Deferred::No(Why::OutOfReach),
         }
     }
 
-    /// Takes up to `blocks.len()` of the blocks that the calling thread wrote down, last ones first,
-    /// to be freed by it. Fewer than that: there are no more. `release` is told the bytes of a chunk
-    /// that had been reserved.
-    pub(crate) fn pay_back(&self, blocks: &mut [*mut u8], mut release: impl FnMut(usize)) -> usize {
-        let Some(lane) = thread::lane(|| None) else {
+    /// Takes up to `blocks.len()` of the blocks that the calling thread wrote down, to be freed by it.
+    /// Fewer than that: there are no more, or the drainer is at them. `release` is told the bytes that
+    /// had been granted.
+    pub(crate) fn pay_back(&self, blocks: &mut [*mut u8], release: impl FnMut(usize)) -> usize {
+        let Some(inside) = thread::lane(|| None).and_then(Lane::enter) else {
             return 0;
         };
-        let Some(inside) = lane.enter() else {
-            return 0;
-        };
-        inside.count(&self.pool);
-        lane.set_owing(true);
-        let mut n = 0;
-        while n < blocks.len() {
-            if let Some(block) = inside.pay_back() {
-                blocks[n] = block;
-                n += 1;
-                continue;
-            }
-            let Some(full) = lane.pop_full(&self.pool) else {
-                lane.set_owing(false);
-                break;
-            };
-            release(self.pool.get(full).take_reserved());
-            if let Some(empty) = inside.close(&self.pool) {
-                self.pool.give_back(empty);
-            }
-            inside.set_open(&self.pool, full, std::ptr::null_mut());
-        }
-        n
+        inside.pay_back(&self.pool, blocks, release)
     }
 
-    /// Hands over what the calling thread has written down.
-    pub(crate) fn close_own(&self) {
-        if let Some(lane) = thread::lane(|| None) {
-            self.close(lane);
-        }
-    }
-
-    fn close(&self, lane: &Lane) {
-        // Otherwise the drainer is taking the chunk, or tries again when nobody holds the lane.
-        if let Some(inside) = lane.enter() {
-            if let Some(open) = inside.close(&self.pool) {
-                lane.push_full(&self.pool, open);
-            }
-        }
-    }
-
-    /// For the drainer, once per round: `all` says that no thread keeps its chunks.
-    pub(crate) fn note_round(&self, all: bool) {
-        for lane in self.lanes() {
-            lane.note_round(all);
-        }
-    }
-
-    /// For the drainer: makes the open chunks of threads that have gone quiet full ones, of all threads
-    /// with `all`. False if there are some left that could not be had.
-    pub(crate) fn collect_open(&self, all: bool) -> bool {
-        let mut had_all = true;
-        for lane in self.lanes() {
-            if let Some(open) = lane.steal_open(&self.pool, all, sys::membarrier) {
-                lane.push_full(&self.pool, open);
-            } else if all && lane.has_open() {
-                had_all = false;
-            }
-        }
-        had_all
-    }
-
-    /// For the drainer: empties some full chunks into `load`, sorted by address, and says how many
-    /// blocks there were. `None` when there is no full chunk.
-    pub(crate) fn drain(
+    /// For the drainer: takes the blocks of a thread that has been quiet in the last round, or of any with
+    /// `all`. Those which the thread was about to free are in `load` then; the result says how many.
+    /// `None` if there is no such thread, or each was just writing.
+    ///
+    /// What was taken before must have been drained.
+    pub(crate) fn take(
         &self,
+        all: bool,
         load: &mut [usize; LOAD],
-        mut release: impl FnMut(usize),
+        quiet: &mut Quiet,
     ) -> Option<usize> {
-        let (mut n, mut n_chunks, mut bytes) = (0, 0, 0);
-        for lane in self.lanes() {
-            if !lane.may_drain() {
+        debug_assert!(!self.has_taken());
+        let all = all || self.pool.n_used() > CHUNKS / 2;
+        for (lane, quiet) in self.lanes().iter().zip(&mut quiet.lanes) {
+            if !(all || *quiet) || !lane.may_hold_blocks(&self.pool) {
                 continue;
             }
+            *quiet = false;
+            let take = |inside: Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
+            let Some(taken) = lane.steal(sys::membarrier, take) else {
+                continue;
+            };
+            self.taken.n_blocks.store(taken.blocks, Ordering::Relaxed);
+            self.taken.bytes.store(taken.bytes, Ordering::Relaxed);
+            self.taken.granted_bytes.store(taken.granted_bytes, Ordering::Relaxed);
+            self.note_drained(taken.run_blocks, taken.run_bytes);
+            return Some(taken.run_blocks);
+        }
+        None
+    }
+
+    /// For the drainer, once per round: which threads have been quiet since the last one, with blocks
+    /// that wait?
+    pub(crate) fn note_round(&self, quiet: &mut Quiet) {
+        for (lane, quiet) in self.lanes().iter().zip(&mut quiet.lanes) {
+            let is_quiet = lane.activity_since(&self.pool) < QUIET_BLOCKS;
+            *quiet = is_quiet && lane.may_hold_blocks(&self.pool);
+        }
+    }
+
+    /// Whether there is something for `drain`.
+    pub(crate) fn has_taken(&self) -> bool {
+        self.taken.n_blocks.load(Ordering::Relaxed) != 0
+    }
+
+    /// For the drainer: some of the blocks that it has taken, sorted by address, in `load`. 0: that was
+    /// all. `release` is told the bytes that had been granted.
+    pub(crate) fn drain(&self, load: &mut [usize; LOAD], release: impl FnOnce(usize)) -> usize {
+        let taken = &self.taken;
+        let mut n = 0;
+        for (bucket, list) in taken.lists.iter().enumerate() {
             while n + ADDRESSES <= load.len() {
-                let Some(index) = lane.pop_full(&self.pool) else {
+                let Some(index) = list.pop(&self.pool) else {
                     break;
                 };
                 let chunk = self.pool.get(index);
-                release(chunk.take_reserved());
-                bytes += chunk.bytes();
-                n += chunk.empty_into(&mut load[n..]);
+                let base = chunk.base();
+                for (address, offset) in load[n..].iter_mut().zip(chunk.offsets()) {
+                    *address = Place { bucket, offset }.address(base);
+                    n += 1;
+                }
                 self.pool.give_back(index);
-                n_chunks += 1;
             }
         }
-        if n_chunks == 0 {
-            return None;
-        }
+        let before = taken.n_blocks.load(Ordering::Relaxed);
+        let bytes = taken.bytes.load(Ordering::Relaxed);
+        let granted = taken.granted_bytes.load(Ordering::Relaxed);
+        let (bytes_now, granted_now) = if n == 0 {
+            (bytes, granted)
+        } else {
+            (share(bytes, n, before), share(granted, n, before))
+        };
+        taken.n_blocks.store(if n == 0 { 0 } else { before.saturating_sub(n) }, Ordering::Relaxed);
+        taken.bytes.store(bytes - bytes_now, Ordering::Relaxed);
+        taken.granted_bytes.store(granted - granted_now, Ordering::Relaxed);
+        release(granted_now);
+        self.note_drained(n, bytes_now);
         // In place: nothing is allocated.
         load[..n].sort_unstable();
-        self.counts.drained_blocks.fetch_add(n as u64, Ordering::Relaxed);
+        n
+    }
+
+    fn note_drained(&self, blocks: usize, bytes: usize) {
+        self.counts.drained_blocks.fetch_add(blocks as u64, Ordering::Relaxed);
         self.counts.drained_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        Some(n)
     }
 
     /// Returns unused memory of its own to the system.
@@ -348,7 +356,6 @@ impl Batches {
         self.pool.purge();
     }
 
-    /// What threads have written down since they were last in their slow path is not in it yet.
     pub(crate) fn stats(&self) -> BurstStats {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let sums = self.sums();
@@ -371,31 +378,43 @@ impl Batches {
     }
 
     fn sums(&self) -> Sums {
-        let mut sums = Sums::default();
+        let mut sums = Sums {
+            deferred_blocks: self.counts.adopted_blocks.load(Ordering::Relaxed),
+            deferred_bytes: self.counts.adopted_bytes.load(Ordering::Relaxed),
+            ..Sums::default()
+        };
         for lane in self.lanes() {
-            let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-            sums.deferred_blocks += load(&lane.counts.deferred_blocks);
-            sums.deferred_bytes += load(&lane.counts.deferred_bytes);
-            sums.paid_back_blocks += load(&lane.counts.paid_back_blocks);
-            sums.paid_back_bytes += load(&lane.counts.paid_back_bytes);
+            sums.deferred_blocks += lane.deferred_blocks(&self.pool);
+            sums.deferred_bytes += lane.deferred_bytes();
+            sums.paid_back_blocks += lane.counts.paid_back_blocks.load(Ordering::Relaxed);
+            sums.paid_back_bytes += lane.counts.paid_back_bytes.load(Ordering::Relaxed);
         }
         sums
     }
 
     /// A number that changes when a thread goes on in a burst, or pays back.
     pub(crate) fn activity(&self) -> u64 {
-        let sums = self.sums();
-        sums.deferred_blocks.wrapping_add(sums.paid_back_blocks)
+        self.lanes().iter().fold(0, |sum, lane| sum.wrapping_add(lane.activity(&self.pool)))
     }
 
     fn reset_counts(&self) {
         for lane in self.lanes() {
-            lane.reset_counts();
+            lane.reset_counts(&self.pool);
         }
-        let Counts { drained_blocks, drained_bytes, no_chunk, over_bound, contended, out_of_reach } =
-            &self.counts;
-        for count in [drained_blocks, drained_bytes, no_chunk, over_bound, contended, out_of_reach]
-        {
+        let adopt = |count: &AtomicU64, adopted: &AtomicUsize| {
+            count.store(adopted.load(Ordering::Relaxed) as u64, Ordering::Relaxed);
+        };
+        adopt(&self.counts.adopted_blocks, &self.taken.n_blocks);
+        adopt(&self.counts.adopted_bytes, &self.taken.bytes);
+        let counts = &self.counts;
+        for count in [
+            &counts.drained_blocks,
+            &counts.drained_bytes,
+            &counts.no_chunk,
+            &counts.over_bound,
+            &counts.contended,
+            &counts.out_of_reach,
+        ] {
             count.store(0, Ordering::Relaxed);
         }
     }
@@ -409,23 +428,32 @@ impl Batches {
         self.owner.store(NOBODY, Ordering::Relaxed);
         thread::forked_child();
         let pool = &self.pool;
-        let was_used: [u64; CHUNKS / 64] = pool.used();
         pool.forget_all();
         for lane in self.lanes() {
-            lane.forget_threads(pool, |index| {
-                // What was reserved was so in the parent.
-                pool.get(index).set_reserved(0);
-                pool.keep(index);
-            });
+            // What was granted was so in the parent.
+            lane.forget_threads(pool, |index| pool.keep(index));
         }
-        pool.empty_unused(&was_used);
+        self.taken.granted_bytes.store(0, Ordering::Relaxed);
+        for list in &self.taken.lists {
+            list.indices(pool).for_each(|index| pool.keep(index));
+        }
+    }
+}
+
+/// Which threads have gone quiet. For the drainer to keep between rounds.
+pub(crate) struct Quiet {
+    lanes: [bool; LANES],
+}
+
+impl Quiet {
+    pub(crate) const fn new() -> Quiet {
+        Quiet { lanes: [false; LANES] }
     }
 }
 
 /// Runs as the last thing on a thread that has held a lane, after its thread-local destructors.
 unsafe extern "C" fn thread_exits(_: *mut std::ffi::c_void) {
     if let Some(lane) = thread::end() {
-        BATCHES.close(lane);
         lane.let_go();
     }
 }

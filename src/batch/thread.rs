@@ -1,32 +1,32 @@
 //! Each thread's own state: is it in a burst, and does it owe frees?
 //!
 //! ```text
-//!            a burst's worth of frees in a row            blocks here and there
-//! PLAIN ───────────────────────────────────────▶ PROBE ────────────────────────▶ BURST
-//!   ▲                                              │
-//!   └──────────────── an allocation, or ───────────┘
-//!                     blocks near each other
-//!
-//!            an allocation            nothing left
-//! BURST ────────────────────▶ OWING ───────────────▶ PLAIN
-//!   ▲                           │
-//!   └───────────────────────────┘ a burst's worth of frees in a row
+//!         a burst's worth of frees in a row         blocks here and there
+//! PLAIN ────────────────────────────────────▶ PROBE ────────────────────▶ BURST
+//!   ▲                                          │ ▲                          │
+//!   ├────────── an allocation, or ─────────────┘ └──── from time to time ───┤
+//!   │           blocks near each other           ▲                          │
+//!   │                                            │ a burst's worth of       │ an allocation
+//!   │      nothing left                          │ frees in a row           │
+//!   └─────────────────────────────────────────── OWING ◀────────────────────┘
 //! ```
 //!
 //! PLAIN: frees are done at once. PROBE: so they are, but a few addresses are looked at: blocks that
 //! lie near each other, as those of a list or a tree that was built in one go, are freed faster than
-//! they are written down, and the thread goes back to PLAIN for a while. BURST: frees are written down.
-//! OWING: frees are done at once, and each allocation takes back some of what the thread wrote down
-//! and frees it. A thread that allocates would make the heap grow while its own freed blocks wait in
-//! line; so it pays back as it goes, last ones first, while the drainer takes from the same chunks.
+//! they are written down, and frees are done at once for a while. BURST: frees are written down.
+//! OWING: frees are done at once, and allocations take back what the thread wrote down, some at a time,
+//! and free it. A thread that allocates would make the heap grow while its own freed blocks wait in
+//! line; and to free them is cheapest where they were allocated. The drainer frees those of threads that
+//! have gone quiet.
 //!
 //! # The hot path
 //!
 //! The common case is a small block in PLAIN. `quick_below` is 0 in all other states, so that the one
-//! comparison of the block's size with it sees both. PLAIN itself is a counter, `left`. A free subtracts 2; below zero it is a matter for the slow path. An allocation sets the
-//! low bits to ones, which makes a number that is not negative [`FIRST`]. So the counter goes through
-//! odd numbers until the slow path takes over, which sets even ones and counts on: by this it tells
-//! whether there was an allocation in between. No limit has to be loaded from anywhere.
+//! comparison of the block's size with it sees both. PLAIN itself is a counter, `left`. A free
+//! subtracts 2; below zero it is a matter for the slow path. An allocation sets the low bits to ones,
+//! which makes a number that is not negative [`FIRST`]. So the counter goes through odd numbers until
+//! the slow path takes over, which sets even ones and counts on: by this it tells whether there was an
+//! allocation in between. No limit has to be loaded from anywhere.
 
 use std::cell::Cell;
 
@@ -47,12 +47,16 @@ const NOT_PLAIN: i32 = i32::MIN / 2;
 const NEVER: i32 = i32::MAX - 1;
 
 /// Frees that PROBE looks at.
-pub(super) const PROBES: u32 = 32;
+const PROBES: u32 = 32;
 /// Two blocks that follow each other this closely are in one page of the allocator, and the processor
 /// has most likely fetched the second already.
-pub(super) const NEAR_BYTES: usize = 1024;
+const NEAR_BYTES: usize = 1024;
 /// So many of them, before the next look.
 const NEAR_FREES: u32 = 4096;
+/// A thread in a burst looks at its addresses again after so many chunks.
+const CHUNKS_PER_PROBE: u32 = 512;
+/// A thread that owes pays with each so many-th allocation.
+pub(crate) const ALLOCS_PER_PAYMENT: u32 = 16;
 /// Frees that are done at once when there was no chunk to write to.
 const BACK_OFF_FREES: u32 = 256;
 
@@ -85,14 +89,20 @@ struct Thread {
     state: Cell<State>,
     /// PLAIN: frees in a row before `left` was set last. PROBE: frees looked at. OWING: frees in a row.
     n_frees: Cell<u32>,
-    /// PLAIN: the frees that `left` was set for.
+    /// PLAIN: the frees that `left` was set for. OWING: frees in a row that begin a burst.
     n_set: Cell<u32>,
     last_address: Cell<usize>,
     n_near: Cell<u32>,
     /// BURST: where to write.
     writing: Cell<Option<&'static Lane>>,
+    /// Something of what it has written down may still be there.
+    owes: Cell<bool>,
     /// Where this thread writes in a burst, once it has had one.
     lane: Cell<Option<&'static Lane>>,
+    /// Chunks begun so far.
+    n_chunks: Cell<u32>,
+    /// OWING: allocations before the next payment.
+    allocs_left: Cell<u32>,
     /// How many `DeferScope`s live.
     n_scopes: Cell<u32>,
     /// The thread has given its lane up because it ends.
@@ -120,6 +130,9 @@ impl Thread {
             n_near: Cell::new(0),
             writing: Cell::new(None),
             lane: Cell::new(None),
+            owes: Cell::new(false),
+            n_chunks: Cell::new(0),
+            allocs_left: Cell::new(0),
             n_scopes: Cell::new(0),
             ended: Cell::new(false),
         }
@@ -141,14 +154,39 @@ impl Thread {
         self.n_frees.set(0);
         self.left.set(NOT_PLAIN);
         self.quick_below.set(0);
+        self.allocs_left.set(0);
         self.writing.set(if state == State::Burst { self.lane.get() } else { None });
     }
 
-    /// PROBE or BURST => PLAIN for a while.
+    /// => PROBE.
+    fn begin_probe(&self) {
+        self.leave_plain(State::Probe);
+        self.n_near.set(0);
+    }
+
+    /// PROBE => PLAIN for a while.
     fn near(&self) {
-        // A burst it is already, however many are needed.
-        self.n_frees.set(OFF);
-        self.plain(NEAR_FREES);
+        self.free_now(NEAR_FREES);
+    }
+
+    /// The next frees are done at once. => PLAIN, or OWING if there is something to pay back.
+    fn free_now(&self, n_frees: u32) {
+        if self.owes.get() {
+            self.leave_plain(State::Owing);
+            self.n_set.set(n_frees);
+        } else {
+            self.plain(n_frees);
+            // A burst it is already, however many are needed.
+            self.n_frees.set(OFF);
+        }
+    }
+
+    /// => OWING, at an allocation.
+    fn pay(&self, burst: u32) -> OnAlloc {
+        self.leave_plain(State::Owing);
+        self.n_set.set(burst);
+        self.allocs_left.set(ALLOCS_PER_PAYMENT - 1);
+        OnAlloc::PayBack
     }
 
     fn is_always(&self, burst: u32) -> bool {
@@ -194,10 +232,16 @@ pub(crate) fn frees_quickly(size: usize) -> bool {
 /// As `allocates_quickly`, when it said no, for a block that is small.
 pub(crate) fn note_alloc() -> bool {
     THREAD.with(|thread| {
-        if thread.left.get() < 0 {
+        if thread.left.get() >= 0 {
+            thread.left.set(FIRST);
+            return true;
+        }
+        let allocs_left = thread.allocs_left.get();
+        if allocs_left == 0 {
             return false;
         }
-        thread.left.set(FIRST);
+        thread.allocs_left.set(allocs_left - 1);
+        thread.n_frees.set(0);
         true
     })
 }
@@ -245,8 +289,7 @@ pub(crate) fn on_free(address: usize, burst: u32) -> OnFree {
                 };
                 thread.n_frees.set(n_frees);
                 if n_frees >= burst {
-                    thread.leave_plain(State::Probe);
-                    thread.n_near.set(0);
+                    thread.begin_probe();
                     thread.last_address.set(address);
                 } else {
                     thread.plain((burst - n_frees).min(FIRST_FREES));
@@ -261,8 +304,9 @@ pub(crate) fn on_free(address: usize, burst: u32) -> OnFree {
             State::Owing => {
                 let n_frees = thread.n_frees.get() + 1;
                 thread.n_frees.set(n_frees);
-                if n_frees >= burst {
-                    thread.leave_plain(State::Burst);
+                if n_frees >= thread.n_set.get() {
+                    thread.begin_probe();
+                    thread.last_address.set(address);
                 }
             }
         }
@@ -287,19 +331,12 @@ pub(crate) fn on_alloc(burst: u32) -> OnAlloc {
             return OnAlloc::Nothing;
         }
         match thread.state.get() {
-            State::Plain | State::Probe => {
+            State::Plain | State::Probe if !thread.owes.get() => {
                 thread.plain(1);
                 thread.left.set(FIRST);
                 OnAlloc::Nothing
             }
-            State::Burst => {
-                thread.leave_plain(State::Owing);
-                OnAlloc::PayBack
-            }
-            State::Owing => {
-                thread.n_frees.set(0);
-                OnAlloc::PayBack
-            }
+            State::Plain | State::Probe | State::Burst | State::Owing => thread.pay(burst),
         }
     })
 }
@@ -307,6 +344,7 @@ pub(crate) fn on_alloc(burst: u32) -> OnAlloc {
 /// OWING => PLAIN: everything is paid back, or the drainer has it.
 pub(crate) fn owes_nothing() {
     THREAD.with(|thread| {
+        thread.owes.set(false);
         thread.plain(1);
         thread.left.set(FIRST);
     });
@@ -316,27 +354,29 @@ pub(crate) fn owes_nothing() {
 pub(crate) fn back_off(burst: u32) {
     THREAD.with(|thread| {
         if !thread.is_always(burst) {
-            thread.n_frees.set(0);
-            thread.plain(BACK_OFF_FREES);
+            thread.free_now(BACK_OFF_FREES);
         }
     });
 }
 
-/// The thread is in a burst that goes on with the next chunk.
-pub(crate) fn next_chunk(lane: &'static Lane) {
+/// The thread is in a burst that goes on.
+pub(super) fn goes_on(lane: &'static Lane) {
     THREAD.with(|thread| {
         if thread.state.get() == State::Burst {
             thread.left.set(NOT_PLAIN);
             thread.writing.set(Some(lane));
+            thread.owes.set(true);
         }
     });
 }
 
-/// BURST => PLAIN for a while: the blocks written last lie near each other.
-pub(crate) fn near(burst: u32) {
+/// The thread has begun another chunk: BURST => PROBE from time to time.
+pub(crate) fn next_chunk(burst: u32) {
     THREAD.with(|thread| {
-        if !thread.is_always(burst) {
-            thread.near();
+        let n_chunks = thread.n_chunks.get().wrapping_add(1);
+        thread.n_chunks.set(n_chunks);
+        if n_chunks % CHUNKS_PER_PROBE == 0 && !thread.is_always(burst) {
+            thread.begin_probe();
         }
     });
 }
@@ -356,6 +396,7 @@ pub(super) fn end() -> Option<&'static Lane> {
     THREAD.with(|thread| {
         thread.ended.set(true);
         thread.n_frees.set(0);
+        thread.owes.set(false);
         thread.plain(BACK_OFF_FREES);
         thread.lane.take()
     })
@@ -365,6 +406,7 @@ pub(super) fn end() -> Option<&'static Lane> {
 pub(super) fn forked_child() {
     THREAD.with(|thread| {
         thread.lane.set(None);
+        thread.owes.set(false);
         thread.n_frees.set(0);
         thread.plain(1);
         thread.left.set(-1);
@@ -386,7 +428,7 @@ pub(crate) fn leave_scope() {
     THREAD.with(|thread| {
         thread.n_scopes.set(thread.n_scopes.get().saturating_sub(1));
         if thread.n_scopes.get() == 0 && thread.state.get() == State::Burst {
-            thread.leave_plain(State::Owing);
+            thread.free_now(BACK_OFF_FREES);
         }
     });
 }

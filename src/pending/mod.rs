@@ -104,8 +104,8 @@ struct Backlog {
     generation: AtomicU32,
 }
 
-/// In place of the bytes: nothing waits and the drainer sleeps. No size is odd.
-const ASLEEP: usize = 1;
+/// In place of the bytes: nothing waits and the drainer sleeps. No sum of sizes gets there.
+const ASLEEP: usize = 1 << (usize::BITS - 1);
 
 /// The blocks of one class that wait.
 // In this order, so that a free and an allocation find what they touch in one cache line.
@@ -171,9 +171,10 @@ impl Pending {
         self.backlog.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts `bytes` that wait elsewhere towards the bound; false if that would go over it.
-    pub(crate) fn reserve(&self, bytes: usize) -> bool {
-        self.backlog.reserve(bytes).is_some()
+    /// Counts `bytes` that wait elsewhere towards the bound; `None` if that would go over it, true for
+    /// the one caller who has to wake the drainer.
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<bool> {
+        self.backlog.reserve(bytes).map(|before| before == ASLEEP)
     }
 
     /// They wait no longer.
