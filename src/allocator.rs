@@ -45,6 +45,11 @@ use crate::sys;
 /// the allocator, which takes as long as one purge at most: some tens of milliseconds per GiB.
 /// A child made by the raw `clone` system call, past the C library, must not free large blocks.
 ///
+/// # In a library that is loaded at run time
+///
+/// Once the drainer is to be started the library stays in memory: `dlclose` leaves it where it is, and
+/// the next `dlopen` finds it as it was, with its drainer. Until then it can be unloaded.
+///
 /// # Without `static`
 ///
 /// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end.

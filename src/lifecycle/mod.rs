@@ -26,6 +26,11 @@
 //!
 //! Nothing is drained and nobody is joined or waited for: the memory goes with the process. From the
 //! first exit handler on the drainers no longer enter the backing.
+//!
+//! # Unloading
+//!
+//! A library that has this crate in it is kept in memory from the moment at which the first thread is to
+//! be started. Until then it can be unloaded.
 
 mod phase;
 
@@ -121,14 +126,15 @@ impl Drop for Inside {
     }
 }
 
-/// Registers the handlers; false when the system refuses them.
+/// Registers the handlers, which stay valid until the process ends; false when the system refuses.
 ///
 /// Two threads may both get here first. Handlers that are registered twice do no harm: they count
 /// up and down twice.
 pub(crate) fn register() -> bool {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if !REGISTERED.load(Ordering::Acquire) {
-        if !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
+        // Staying loaded comes first: closing a library takes its handlers away, or runs them.
+        if !sys::stay_loaded() || !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
             return false;
         }
         REGISTERED.store(true, Ordering::Release);

@@ -48,6 +48,10 @@ pub(crate) fn at_exit(_handler: extern "C" fn()) -> bool {
     false
 }
 
+pub(crate) fn stay_loaded() -> bool {
+    true
+}
+
 pub(crate) fn membarrier_register() {}
 
 pub(crate) fn membarrier() -> bool {

@@ -269,6 +269,59 @@ pub(crate) fn at_exit(handler: extern "C" fn()) -> bool {
     unsafe { libc::atexit(handler) == 0 }
 }
 
+/// Sees to it that this code stays in memory until the process ends, also where it is part of a library
+/// that the program unloads: threads and handlers that point into it would be left without code. False
+/// when the system refuses.
+pub(crate) fn stay_loaded() -> bool {
+    static HERE: u8 = 0;
+    let here = &raw const HERE;
+    // Looked at first, because the dynamic linker's functions wait for a `dlopen` that is under way, and
+    // a program's threads must not.
+    if is_in_program(here.addr()) {
+        return true;
+    }
+    let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: any address may be asked for; all zeros are a valid value, should it not be written.
+    let found = unsafe {
+        if libc::dladdr(here.cast(), found.as_mut_ptr()) == 0 {
+            // Not known to the dynamic linker, so there is nothing that it could unload.
+            return true;
+        }
+        found.assume_init()
+    };
+    // The name is that by which the dynamic linker knows it already: no file is looked for.
+    let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+    // SAFETY: null or a C string of the dynamic linker's; no constructor runs.
+    !found.dli_fname.is_null() && !unsafe { libc::dlopen(found.dli_fname, flags) }.is_null()
+}
+
+#[cfg(target_pointer_width = "64")]
+use libc::Elf64_Phdr as ProgramHeader;
+#[cfg(target_pointer_width = "32")]
+use libc::Elf32_Phdr as ProgramHeader;
+
+/// Whether an address lies in the program itself, not in a library.
+fn is_in_program(address: usize) -> bool {
+    // SAFETY: reads numbers that the kernel passed to the process.
+    let (first, n_headers) =
+        unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    let first = ptr::with_exposed_provenance::<ProgramHeader>(first as usize);
+    if first.is_null() {
+        return false;
+    }
+    // SAFETY: the kernel maps the headers with the program, where they stay.
+    let headers = unsafe { std::slice::from_raw_parts(first, n_headers as usize) };
+    let start = |header: &ProgramHeader| header.p_vaddr as usize;
+    // The headers say where they would be themselves, had the program not been moved.
+    let moved_by = headers
+        .iter()
+        .find(|header| header.p_type == libc::PT_PHDR)
+        .map_or(0, |header| first.addr().wrapping_sub(start(header)));
+    headers.iter().filter(|header| header.p_type == libc::PT_LOAD).any(|header| {
+        address.wrapping_sub(moved_by).wrapping_sub(start(header)) < header.p_memsz as usize
+    })
+}
+
 // linux/membarrier.h
 const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
@@ -327,4 +380,19 @@ pub(crate) fn has_one_cpu() -> bool {
         }
     };
     n_cpus == 1 || cgroup_cpus().is_some_and(|n_cpus| n_cpus < 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_and_libraries_are_told_apart() {
+        static HERE: u8 = 0;
+        assert!(is_in_program((&raw const HERE).addr()));
+        assert!(is_in_program(is_in_program as *const () as usize));
+        assert!(!is_in_program(libc::getpid as *const () as usize));
+        assert!(!is_in_program((&raw const HERE).addr() + (1 << 40)));
+        assert!(stay_loaded());
+    }
 }

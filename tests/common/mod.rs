@@ -271,8 +271,9 @@ pub(crate) fn wait_ok(pid: i32) {
     assert_eq!(status.code(), Some(0), "forked child: {status}{hint}");
 }
 
-/// A library to be preloaded that refuses the first `REFUSE_THREADS` threads with `EAGAIN`; `None`,
-/// said loudly, where there is no C compiler. (Root is not bound by `RLIMIT_NPROC`.)
+/// A library to be preloaded that refuses the first `REFUSE_THREADS` threads with `EAGAIN`, and has the
+/// others begin `DELAY_THREADS` milliseconds late; `None`, said loudly, where there is no C compiler.
+/// (Root is not bound by `RLIMIT_NPROC`.)
 pub(crate) fn thread_refuser() -> Option<PathBuf> {
     const SOURCE: &str = r#"
 #define _GNU_SOURCE
@@ -280,12 +281,26 @@ pub(crate) fn thread_refuser() -> Option<PathBuf> {
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 static int refused;
+struct late { void *(*f)(void *); void *x; int ms; };
+static void *begin_late(void *p) {
+    struct late late = *(struct late *)p;
+    free(p);
+    usleep(late.ms * 1000);
+    return late.f(late.x);
+}
 int pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x) {
     static int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
     const char *n = getenv("REFUSE_THREADS");
     if (n && __atomic_fetch_add(&refused, 1, __ATOMIC_RELAXED) < atoi(n)) return EAGAIN;
     if (!next) next = dlsym(RTLD_NEXT, "pthread_create");
+    n = getenv("DELAY_THREADS");
+    if (n) {
+        struct late *late = malloc(sizeof *late);
+        *late = (struct late){f, x, atoi(n)};
+        return next(t, a, begin_late, late);
+    }
     return next(t, a, f, x);
 }
 "#;
