@@ -15,9 +15,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
 
-use common::{
-    drainers, finish, fork, sleep_ms, thread_refuser, threads, wait_ok, wait_until,
-};
+use common::{drainers, finish, fork, sleep_ms, thread_refuser, threads, wait_ok, wait_until};
 
 const ROUNDS: usize = 200;
 /// Where a child finds the library.

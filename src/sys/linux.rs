@@ -295,10 +295,10 @@ pub(crate) fn stay_loaded() -> bool {
     !found.dli_fname.is_null() && !unsafe { libc::dlopen(found.dli_fname, flags) }.is_null()
 }
 
-#[cfg(target_pointer_width = "64")]
-use libc::Elf64_Phdr as ProgramHeader;
 #[cfg(target_pointer_width = "32")]
 use libc::Elf32_Phdr as ProgramHeader;
+#[cfg(target_pointer_width = "64")]
+use libc::Elf64_Phdr as ProgramHeader;
 
 /// Whether an address lies in the program itself, not in a library.
 fn is_in_program(address: usize) -> bool {
