@@ -1,5 +1,6 @@
 //! The ways in which a process and a thread end, with full queues: the status is kept and nothing
-//! hangs. Every one is tried twenty times, because what could go wrong is a race with the drainer.
+//! hangs. What could go wrong is a race with the drainer: so each way is tried many times, with busy
+//! threads `EXIT_TIMES` times, which is 200 in `.ci/run`.
 //!
 //! Seen to fail: with an exit that waits for the drainer, `with_busy_threads`; where mimalloc is left
 //! to unmap itself under the drainer, `where_mimalloc_unmaps_itself`; without the look at the exit in
@@ -22,6 +23,8 @@ use deferfree::DeferFree;
 static GLOBAL: DeferFree = DeferFree::new();
 
 const TIMES: usize = 20;
+/// For each way to end with busy threads.
+const BUSY_TIMES: usize = 30;
 const WATCHDOG_SECS: u64 = 20;
 
 fn main() -> ExitCode {
@@ -91,12 +94,29 @@ fn end(way: &str) -> ExitCode {
             sleep_ms(60_000);
         }
         "panic" => panic!("on purpose"),
+        "panic_abort" => {
+            let _held = (touched(2 * MIB), vec![vec![1; 100]; 1000]);
+            cannot_unwind()
+        }
+        "panic_elsewhere" => {
+            let other = thread::spawn(|| {
+                let _held = (touched(2 * MIB), vec![vec![1; 100]; 1000]);
+                panic!("on purpose");
+            });
+            assert!(other.join().is_err());
+            return ExitCode::from(5);
+        }
         "exit_elsewhere" => {
             thread::spawn(|| std::process::exit(11)).join().unwrap();
         }
         _ => panic!("{way}"),
     }
     unreachable!()
+}
+
+/// A panic in here ends the process as one does where panics abort.
+extern "C" fn cannot_unwind() {
+    panic!("on purpose");
 }
 
 #[track_caller]
@@ -109,14 +129,16 @@ fn expect(case: &str, way: &str, env: &[(&str, &str)]) {
         "exit_elsewhere" => output.expect_code(11),
         "abort" => output.expect_signal(libc::SIGABRT),
         "SIGTERM" => output.expect_signal(libc::SIGTERM),
-        "panic" => {
-            output.expect_code(101);
-            assert!(output.stderr.contains("on purpose"), "{output:?}");
-            return;
-        }
+        "panic" => output.expect_code(101),
+        "panic_abort" => output.expect_signal(libc::SIGABRT),
+        "panic_elsewhere" => output.expect_code(5),
         _ => panic!("{way}"),
     }
-    assert_eq!(output.stderr, "", "{case} {way}");
+    if way.starts_with("panic") {
+        assert!(output.stderr.contains("on purpose"), "{output:?}");
+    } else {
+        assert_eq!(output.stderr, "", "{case} {way}");
+    }
 }
 
 fn no_core() {
@@ -130,7 +152,8 @@ fn fill(n_blocks: usize) {
     drop(black_box(blocks));
 }
 
-/// Three threads that allocate and free until the process ends, and a queue that is never empty.
+/// Three threads that allocate and free until the process ends, one that frees in bursts, and a queue
+/// that is never empty.
 fn make_busy() {
     static ROUNDS: AtomicUsize = AtomicUsize::new(0);
     fill(500);
@@ -145,19 +168,51 @@ fn make_busy() {
             }
         });
     }
-    wait_until("threads are busy", || ROUNDS.load(Ordering::Relaxed) > 5);
+    thread::spawn(|| {
+        loop {
+            let mut blocks: Vec<_> = (0..5000).map(|n| Box::new([n; 40])).collect();
+            // Those that lie in a row are freed at once.
+            (0..5000).for_each(|i| blocks.swap(i, i * 7919 % 5000));
+            drop(black_box(blocks));
+        }
+    });
+    wait_until("threads are busy", || {
+        ROUNDS.load(Ordering::Relaxed) > 5 && GLOBAL.stats().bursts.deferred.blocks > 0
+    });
 }
 
-const WAYS: [&str; 7] = ["return", "exit", "_exit", "abort", "SIGTERM", "panic", "exit_elsewhere"];
+const WAYS: [&str; 9] = [
+    "return",
+    "exit",
+    "_exit",
+    "abort",
+    "SIGTERM",
+    "panic",
+    "panic_abort",
+    "panic_elsewhere",
+    "exit_elsewhere",
+];
+/// Whatever the number of CPUs.
+const BURST: (&str, &str) = ("DEFERFREE_BURST", "256");
 /// Those that run exit handlers.
 const ORDERLY: [&str; 4] = ["return", "exit", "panic", "exit_elsewhere"];
 
 fn with_busy_threads() {
-    for way in WAYS {
-        for n in 0..TIMES {
-            expect("busy", way, &[("DEFERFREE_DELAY", ["0ms", "4ms", "250ms"][n % 3])]);
+    let times = std::env::var("EXIT_TIMES").map_or(BUSY_TIMES, |times| times.parse().unwrap());
+    let next = AtomicUsize::new(0);
+    // Two at a time: a child waits for most of its short life.
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(way) = WAYS.get(n / times) else { break };
+                    let delay = ["0ms", "4ms", "250ms"][n % 3];
+                    expect("busy", way, &[("DEFERFREE_DELAY", delay), BURST]);
+                }
+            });
         }
-    }
+    });
 }
 
 /// `MIMALLOC_DESTROY_ON_EXIT` would take all memory away at the end, whoever uses it: the drainer, the
@@ -166,7 +221,7 @@ fn where_mimalloc_unmaps_itself() {
     for way in ORDERLY {
         for n in 0..TIMES {
             let delay = ["0ms", "1ms", "4ms", "250ms"][n % 4];
-            let env = [("DEFERFREE_DELAY", delay), ("MIMALLOC_DESTROY_ON_EXIT", "1")];
+            let env = [("DEFERFREE_DELAY", delay), ("MIMALLOC_DESTROY_ON_EXIT", "1"), BURST];
             expect(["calm", "busy"][n / 4 % 2], way, &env);
         }
         for _ in 0..TIMES / 2 {
