@@ -237,7 +237,7 @@ fn from_two_threads_child() {
 
 fn commands_child() {
     under_churn(|| {
-        for n in 0..200 {
+        for n in 0..1000 {
             let mut command = Command::new("true");
             if n % 2 == 1 {
                 // Makes the library fork and run this in the child, where it may use what it likes.

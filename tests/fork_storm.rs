@@ -1,0 +1,207 @@
+//! Many processes at once whose threads push, burst and fork; daemons; children of the raw `clone`.
+//!
+//! Seen to fail: without any fork handlers, `storm` and `daemons`.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use common::{KIB, MIB, exit_now, fork, run_child, touched, wait, wait_ok, wait_until};
+use deferfree::DeferFree;
+
+#[global_allocator]
+static GLOBAL: DeferFree = DeferFree::new();
+
+/// What a forked child may take, on a machine that has a hundred processes to run.
+const CHILD_SECS: u32 = 5;
+const PROCESSES: usize = 100;
+
+fn main() -> ExitCode {
+    match common::child_case().as_deref() {
+        Some("storm") => storm_child(),
+        Some("daemons") => daemons_child(),
+        Some("raw_clone") => raw_clone_child(),
+        Some(case) => panic!("{case}"),
+        None => {
+            return common::run(&[
+                ("storm", storm),
+                ("daemons", || clean("daemons")),
+                ("raw_clone", || clean("raw_clone")),
+            ]);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn clean(case: &str) {
+    run_child(case, &[("DEFERFREE_DELAY", "2ms"), ("DEFERFREE_BURST", "256")], 120).expect_clean();
+}
+
+fn storm() {
+    let left = AtomicUsize::new(PROCESSES);
+    let take =
+        || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while take() {
+                    clean("storm");
+                }
+            });
+        }
+    });
+}
+
+/// Small blocks that lie here and there, freed in a row.
+fn burst(n: usize) {
+    let mut blocks: Vec<_> = (0..n).map(|i| Box::new([i; 6])).collect();
+    (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+    drop(black_box(blocks));
+}
+
+fn push() {
+    for size in [256 * KIB, 300 * KIB, 700 * KIB] {
+        let blocks: Vec<_> = (0..4).map(|_| Vec::<u8>::with_capacity(size)).collect();
+        drop(black_box(blocks));
+    }
+}
+
+/// What every child must be able to do.
+fn use_it() {
+    drop(touched(MIB));
+    burst(2000);
+    push();
+    deferfree::later((0..100).map(|n| vec![n; 10]).collect::<Vec<_>>());
+    assert!(GLOBAL.stats().drainer_running);
+    GLOBAL.flush();
+    let stats = GLOBAL.stats();
+    assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
+    assert!(deferfree::flush_values());
+}
+
+/// Runs `body` while one thread pushes large blocks, one frees in bursts, and one hands values over.
+///
+/// They stay inside what mimalloc has mapped already, see `under_churn` in `fork.rs`.
+fn under_churn(body: impl FnOnce() + Send) {
+    let done = AtomicBool::new(false);
+    let rounds = AtomicUsize::new(0);
+    drop((0..100).map(|_| Vec::<u8>::with_capacity(MIB)).collect::<Vec<_>>());
+    thread::scope(|scope| {
+        let works: [fn(); 3] = [push, || burst(1500), || deferfree::later(vec![vec![1; 8]; 50])];
+        for work in works {
+            let (done, rounds) = (&done, &rounds);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    work();
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 8);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        done.store(true, Ordering::Relaxed);
+        assert!(result.is_ok());
+    });
+}
+
+fn storm_child() {
+    under_churn(|| {
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..4 {
+                        wait_ok(fork(CHILD_SECS, use_it));
+                    }
+                });
+            }
+        });
+    });
+    use_it();
+}
+
+/// Twice over: fork, a session of its own, fork, and both parents gone. The second daemon reports.
+fn daemons_child() {
+    for _ in 0..20 {
+        let mut ends = [0; 2];
+        // SAFETY: room for two descriptors, which are ours.
+        let (mut reader, mut writer) = unsafe {
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            let own = |end| std::fs::File::from(OwnedFd::from_raw_fd(end));
+            (own(ends[0]), own(ends[1]))
+        };
+        under_churn(|| {
+            let pid = fork(CHILD_SECS, || {
+                burst(1000);
+                become_daemon();
+                push();
+                become_daemon();
+                use_it();
+                writer.write_all(b"done").unwrap();
+            });
+            // The one forked here ends as soon as it has a child.
+            wait_ok(pid);
+        });
+        drop(writer);
+        let mut said = String::new();
+        // Ends when the last daemon has, which the alarm sees to.
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "done");
+    }
+}
+
+fn become_daemon() {
+    // SAFETY: a system call without arguments; the child goes on, its parent ends at once.
+    unsafe {
+        libc::setsid();
+        match libc::fork() {
+            0 => libc::alarm(CHILD_SECS),
+            pid => exit_now(if pid > 0 { 0 } else { 101 }),
+        };
+    }
+}
+
+/// The raw system call runs no handlers. Such a child has no drainer and does not know it: it may use small
+/// blocks, and end or execute another program, but no large ones.
+fn raw_clone_child() {
+    let held = touched(3 * MIB);
+    under_churn(|| {
+        for n in 0..200 {
+            // SAFETY: as `fork`, past the C library; the child does what is documented to work.
+            let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+            assert!(pid >= 0);
+            if pid == 0 {
+                // SAFETY: a system call on a number.
+                unsafe { libc::alarm(CHILD_SECS) };
+                if !held.iter().all(|&byte| byte == 1) {
+                    exit_now(1);
+                }
+                let mut texts: Vec<String> = Vec::new();
+                for i in 0..500 {
+                    texts.push(i.to_string().repeat(10));
+                    texts.swap_remove(i / 2 % texts.len());
+                }
+                // And more than a chunk's worth of them in a row.
+                burst(5000);
+                if n % 2 == 0 {
+                    exit_now(0);
+                }
+                // SAFETY: C strings and an array of them that ends with a null pointer.
+                unsafe {
+                    let arguments = [c"true".as_ptr(), std::ptr::null()];
+                    libc::execvp(c"true".as_ptr(), arguments.as_ptr());
+                }
+                exit_now(2);
+            }
+            assert_eq!(wait(pid).code(), Some(0), "child {n}");
+        }
+    });
+    // Nothing has changed for the parent.
+    drop(held);
+    use_it();
+}
