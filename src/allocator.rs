@@ -43,7 +43,9 @@ use crate::sys;
 /// waited in the parent are lost to the child ([`Stats::lost_in_fork_bytes`]); they are shared pages
 /// that cost it nothing until one side writes to them. `fork` waits for the drainer to come out of
 /// the allocator, which takes as long as one purge at most: some tens of milliseconds per GiB.
-/// A child made by the raw `clone` system call, past the C library, must not free large blocks.
+/// A child made by the raw `clone` system call, past the C library, runs no handlers: it must not use
+/// large blocks, and if other threads were running it may only execute another program or end, as with
+/// any allocator.
 ///
 /// # In a library that is loaded at run time
 ///

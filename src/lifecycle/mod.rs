@@ -20,7 +20,9 @@
 //! in the middle of a push, which would make the child spin on that slot. So the child never touches
 //! what it inherited. Whatever belongs to an earlier *generation* counts as not started.
 //!
-//! A child made by the raw `clone` system call runs no handlers: it must not free large blocks.
+//! A child made by the raw `clone` system call runs no handlers, and its generation is the parent's: it
+//! must not use large blocks. To look for it would cost each free a system call, or keep the generation
+//! in a page of its own; and what other threads had half done in the allocator underneath would remain.
 //!
 //! # Exit
 //!
