@@ -17,6 +17,10 @@ pub(crate) struct Tracking {
     live: Mutex<HashMap<usize, usize>>,
     /// Allocations that would make the live bytes exceed this are refused.
     limit_bytes: AtomicUsize,
+    /// Bytes that may still be allocated, whatever is freed meanwhile.
+    budget_bytes: AtomicUsize,
+    /// Allocations until one is refused; that is the one that finds 1.
+    until_refusal: AtomicUsize,
     n_allocs: AtomicUsize,
     n_refused: AtomicUsize,
 }
@@ -29,6 +33,8 @@ impl Tracking {
         let new: &Tracking = Box::leak(Box::new(Tracking {
             live: Mutex::new(HashMap::new()),
             limit_bytes: AtomicUsize::new(usize::MAX),
+            budget_bytes: AtomicUsize::new(usize::MAX),
+            until_refusal: AtomicUsize::new(0),
             n_allocs: AtomicUsize::new(0),
             n_refused: AtomicUsize::new(0),
         }));
@@ -71,10 +77,38 @@ impl Tracking {
         self.limit_bytes.store(bytes, Ordering::SeqCst);
     }
 
+    /// The `n`th allocation from now on is refused, and no other.
+    pub(crate) fn refuse_nth(&self, n: usize) {
+        self.until_refusal.store(n, Ordering::SeqCst);
+    }
+
+    /// From now on so many bytes are granted in all; `usize::MAX` for any number.
+    pub(crate) fn budget(&self, bytes: usize) {
+        self.budget_bytes.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Called with the books locked.
+    fn refuses(&self, bytes: usize) -> bool {
+        let left = self.until_refusal.load(Ordering::SeqCst);
+        if left > 0 {
+            self.until_refusal.store(left - 1, Ordering::SeqCst);
+        }
+        let budget = self.budget_bytes.load(Ordering::SeqCst);
+        if budget != usize::MAX {
+            if bytes > budget {
+                return true;
+            }
+            self.budget_bytes.store(budget - bytes, Ordering::SeqCst);
+        }
+        left == 1
+    }
+
     fn track(&self, bytes: usize, alloc: impl FnOnce() -> *mut u8) -> *mut u8 {
         let mut live = self.live.lock();
         let limit = self.limit_bytes.load(Ordering::SeqCst);
-        if limit != usize::MAX && live.values().sum::<usize>().saturating_add(bytes) > limit {
+        if self.refuses(bytes)
+            || limit != usize::MAX && live.values().sum::<usize>().saturating_add(bytes) > limit
+        {
             self.n_refused.fetch_add(1, Ordering::SeqCst);
             return ptr::null_mut();
         }
