@@ -1,1 +1,224 @@
-fn main(){}
+//! One CPU, a drainer of low priority, a real-time producer, signals: nothing waits for ever.
+//!
+//! Seen to fail: without `SignalsBlocked`, `signals`; with a flush that spins instead of waiting,
+//! `realtime_flush`.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::thread;
+
+use common::{KIB, MIB, drainers, run_child, sleep_ms, threads, touched, wait_until};
+use deferfree::DeferFree;
+
+#[global_allocator]
+static GLOBAL: DeferFree = DeferFree::new();
+
+fn main() -> ExitCode {
+    match common::child_case().as_deref() {
+        Some("one_cpu") => one_cpu(),
+        Some("low_priority") => low_priority(),
+        Some("realtime_producer") => realtime_producer(),
+        Some("realtime_flush") => realtime_flush(),
+        Some("signals") => signals(),
+        Some(case) => panic!("{case}"),
+        None => {
+            return common::run(&[
+                ("one_cpu", || run("one_cpu")),
+                ("low_priority", || run("low_priority")),
+                ("realtime_producer", || run("realtime_producer")),
+                ("realtime_flush", || run("realtime_flush")),
+                ("signals", || run("signals")),
+            ]);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The watchdog's time is that for a busy machine: each takes a second or two.
+fn run(case: &str) {
+    for burst in ["256", "off"] {
+        let env = [("DEFERFREE_BURST", burst), ("DEFERFREE_DELAY", "4ms")];
+        let output = run_child(case, &env, 100);
+        print!("{}", output.stdout);
+        output.expect_clean();
+    }
+}
+
+/// This process and all that it starts share the CPU it is on. For as long as there is one thread.
+fn use_one_cpu() {
+    // SAFETY: a set that is all zeros is empty; the CPU is one of those that there are.
+    unsafe {
+        let mut cpus = std::mem::zeroed::<libc::cpu_set_t>();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut cpus);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&cpus), &cpus), 0);
+    }
+}
+
+/// Blocks of sizes that other threads use too, kept for a while, and a burst.
+fn work(rounds: usize) {
+    let mut kept = Vec::new();
+    for round in 0..rounds {
+        for size in [256 * KIB, 300 * KIB, 700 * KIB] {
+            kept.extend((0..4).map(|_| Vec::<u8>::with_capacity(size)));
+        }
+        if round % 3 == 0 {
+            kept.clear();
+        }
+        if round % 10 == 0 {
+            let mut blocks: Vec<_> = (0..2000).map(|n| Box::new([n; 6])).collect();
+            (0..2000).for_each(|i| blocks.swap(i, i * 7919 % 2000));
+            drop(black_box(blocks));
+        }
+    }
+}
+
+fn nothing_is_left() {
+    GLOBAL.flush();
+    let stats = GLOBAL.stats();
+    assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
+}
+
+fn one_cpu() {
+    use_one_cpu();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| work(300));
+        }
+        scope.spawn(|| (0..20).for_each(|_| GLOBAL.flush()));
+    });
+    nothing_is_left();
+}
+
+/// The drainer runs only when nobody else wants to: what waits is bounded all the same, and a flush ends
+/// once the others have.
+fn low_priority() {
+    use_one_cpu();
+    drop(touched(MIB));
+    wait_until("a drainer", || drainers().len() == 1);
+    let idle = libc::sched_param { sched_priority: 0 };
+    // SAFETY: a thread of this process and a valid parameter.
+    let set = unsafe { libc::sched_setscheduler(drainers()[0], libc::SCHED_IDLE, &idle) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| work(1000));
+        }
+    });
+    let stats = GLOBAL.stats();
+    let max = GLOBAL.config().max_pending_bytes as u64;
+    assert!(stats.peak_pending_bytes <= max, "{stats:?}");
+    nothing_is_left();
+}
+
+/// Makes the calling thread one that is never preempted by others; false, said loudly, if that is refused.
+fn become_realtime() -> bool {
+    let highest = libc::sched_param { sched_priority: 50 };
+    // SAFETY: the calling thread and a valid parameter.
+    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &highest) };
+    if set != 0 {
+        println!("SKIPPED: no real-time priority ({})", std::io::Error::last_os_error());
+    }
+    set == 0
+}
+
+/// It shares its classes with threads that it preempts in the middle of a push or a pop. It may wait for
+/// such a thread, see `pending`, for as long as the kernel keeps all others from running: no longer than
+/// a second (`sched_rt_runtime_us`).
+fn realtime_producer() {
+    use_one_cpu();
+    drop(touched(MIB));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    work(3);
+                }
+            });
+        }
+        let producer = scope.spawn(|| {
+            if become_realtime() {
+                for _ in 0..100 {
+                    work(10);
+                    // Comes back, and finds the others anywhere.
+                    sleep_ms(1);
+                }
+            }
+        });
+        producer.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+    });
+    nothing_is_left();
+}
+
+/// A flush has the drainer work, which has no chance to run unless the thread that flushes sleeps.
+fn realtime_flush() {
+    use_one_cpu();
+    let flushing = thread::spawn(|| {
+        if become_realtime() {
+            for _ in 0..100 {
+                work(4);
+                nothing_is_left();
+            }
+        }
+    });
+    flushing.join().unwrap();
+}
+
+static N_HANDLED: AtomicUsize = AtomicUsize::new(0);
+static N_ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
+static OURS: [AtomicI32; 2] = [AtomicI32::new(0), AtomicI32::new(0)];
+
+extern "C" fn on_signal(_: libc::c_int) {
+    // SAFETY: a system call without arguments.
+    let tid = unsafe { libc::gettid() };
+    if OURS.iter().any(|ours| ours.load(Ordering::SeqCst) == tid) {
+        N_ELSEWHERE.fetch_add(1, Ordering::SeqCst);
+    }
+    N_HANDLED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Sent to the process while drainer and dropper are at work and asleep, and all threads of the program
+/// but one have the signal blocked.
+fn signals() {
+    drop(touched(MIB));
+    deferfree::later(vec![vec![1; 10]; 10]);
+    assert!(deferfree::flush_values());
+    let tid_of = |wanted: &str| {
+        let found = threads().into_iter().find(|(_, name)| name == wanted);
+        found.map_or(0, |(tid, _)| tid)
+    };
+    wait_until("both threads", || tid_of("deferfree") != 0 && tid_of("deferfree-drop") != 0);
+    OURS[0].store(tid_of("deferfree"), Ordering::SeqCst);
+    OURS[1].store(tid_of("deferfree-drop"), Ordering::SeqCst);
+    // SAFETY: the handler does nothing but atomics and a system call.
+    unsafe { libc::signal(libc::SIGUSR1, on_signal as extern "C" fn(libc::c_int) as usize) };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            // SAFETY: a set of one signal, for this thread.
+            unsafe {
+                let mut set = std::mem::zeroed::<libc::sigset_t>();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGUSR1);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            }
+            while !done.load(Ordering::Relaxed) {
+                work(2);
+                deferfree::later(vec![vec![1; 10]; 10]);
+            }
+        });
+        for n in 1..=500 {
+            common::kill(std::process::id() as i32, libc::SIGUSR1);
+            wait_until("it is handled", || N_HANDLED.load(Ordering::SeqCst) == n);
+        }
+        done.store(true, Ordering::Relaxed);
+        worker.join().unwrap();
+    });
+    assert_eq!(N_ELSEWHERE.load(Ordering::SeqCst), 0);
+    nothing_is_left();
+}
