@@ -1,7 +1,7 @@
 //! Memory that is refused at each point in turn, and a drainer that does not come back from a free.
 //!
 //! Seen to fail: without the retry in `alloc_fresh`, `each_allocation_refused`; with the old block freed
-//! although there is no new one, `each_allocation_refused` and `budget_used_up`; without the bound in
+//! although there is no new one, `budget_used_up`; without the bound in
 //! `Backlog::reserve`, `drainer_held_up`.
 #![cfg(target_os = "linux")]
 

@@ -1,7 +1,6 @@
 //! One CPU, a drainer of low priority, a real-time producer, signals: nothing waits for ever.
 //!
-//! Seen to fail: without `SignalsBlocked`, `signals`; with a flush that spins instead of waiting,
-//! `realtime_flush`.
+//! Seen to fail: without `SignalsBlocked`, `signals`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -182,8 +181,19 @@ extern "C" fn on_signal(_: libc::c_int) {
     N_HANDLED.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Sent to the process while drainer and dropper are at work and asleep, and all threads of the program
-/// but one have the signal blocked.
+/// Blocks the signal for the calling thread, or lets it through.
+fn mask(how: libc::c_int) {
+    // SAFETY: a set of one signal, for this thread.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGUSR1);
+        libc::pthread_sigmask(how, &set, std::ptr::null_mut());
+    }
+}
+
+/// Sent to the process while all threads of the program have the signal blocked and drainer and dropper
+/// are at work: it waits for one of the program's.
 fn signals() {
     drop(touched(MIB));
     deferfree::later(vec![vec![1; 10]; 10]);
@@ -197,23 +207,22 @@ fn signals() {
     OURS[1].store(tid_of("deferfree-drop"), Ordering::SeqCst);
     // SAFETY: the handler does nothing but atomics and a system call.
     unsafe { libc::signal(libc::SIGUSR1, on_signal as extern "C" fn(libc::c_int) as usize) };
+    // The worker inherits it.
+    mask(libc::SIG_BLOCK);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            // SAFETY: a set of one signal, for this thread.
-            unsafe {
-                let mut set = std::mem::zeroed::<libc::sigset_t>();
-                libc::sigemptyset(&mut set);
-                libc::sigaddset(&mut set, libc::SIGUSR1);
-                libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-            }
             while !done.load(Ordering::Relaxed) {
                 work(2);
                 deferfree::later(vec![vec![1; 10]; 10]);
             }
         });
-        for n in 1..=500 {
+        for n in 1..=300 {
+            mask(libc::SIG_BLOCK);
             common::kill(std::process::id() as i32, libc::SIGUSR1);
+            // Time for another to take it.
+            sleep_ms(n as u64 % 3);
+            mask(libc::SIG_UNBLOCK);
             wait_until("it is handled", || N_HANDLED.load(Ordering::SeqCst) == n);
         }
         done.store(true, Ordering::Relaxed);
