@@ -4,6 +4,7 @@
 // Each test file uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod content;
 pub(crate) mod tracking;
 
 /// A mutex that the thread sanitizer sees through, as it is compiled together with the tests: std's is
