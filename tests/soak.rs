@@ -1,6 +1,6 @@
 //! The example `soak` for some seconds.
 //!
-//! Seen to fail: without the count in `pay_back` of `pending`.
+//! Seen to fail: with an odd number of bytes reserved for small blocks.
 #![cfg(target_os = "linux")]
 
 // Its `main` is not used.
