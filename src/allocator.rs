@@ -5,15 +5,18 @@ mod small;
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::time::Instant;
 
 use crate::backing::{Backing, Mimalloc};
 use crate::batch::thread;
-use crate::config::{Burst, Config, Settings, say};
+use crate::config::{Burst, Config, ReportTo, Settings, say};
+use crate::latency::FREES;
 use crate::lifecycle::{self, Inside, Phase, PhaseCell};
 use crate::pending::{Class, MIN_CLASS_BYTES};
+use crate::report::{self, NotRunning};
 use crate::runtime::{Runtime, StartError, alloc_rounded};
-use crate::stats::Stats;
+use crate::stats::{SizeStats, Stats};
 use crate::sys;
 
 /// A global allocator whose large frees cost the thread that frees next to nothing.
@@ -35,7 +38,9 @@ use crate::sys;
 ///
 /// # Exit
 ///
-/// Nothing is drained at exit and nothing is waited for: blocks that wait go with the process.
+/// Nothing is drained at exit and nothing is waited for: blocks that wait go with the process. With
+/// `DEFERFREE_STATS` set, the allocator that a process used first, which is the global one, writes its
+/// numbers from an exit handler.
 ///
 /// # Fork
 ///
@@ -58,7 +63,8 @@ use crate::sys;
 /// Each value has queues and a drainer of its own.
 pub struct DeferFree<B: Backing = Mimalloc> {
     /// Smaller blocks go straight to the backing. 0 until the settings have been read, so that the
-    /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
+    /// one comparison on the hot path covers that too; `usize::MAX` when switched off. It stays 0 where
+    /// large frees are timed: all that this costs is paid there.
     threshold: AtomicUsize,
     phase: PhaseCell<Runtime<B>>,
     backing: B,
@@ -68,7 +74,13 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     delay_ms: AtomicU64,
     /// [`BY_MEMORY_LIMIT`] for the default.
     max_pending_bytes: AtomicUsize,
-    not_running_blocks: AtomicU64,
+    /// What `threshold` is for all who find it 0; 0 itself until the settings have been read.
+    settled: AtomicUsize,
+    /// Frees of at least this many bytes are timed.
+    timed_from: AtomicUsize,
+    /// Whether this is the allocator that the report at exit is about.
+    reports: AtomicBool,
+    not_running: NotRunning,
 }
 
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
@@ -76,6 +88,8 @@ const BY_MEMORY_LIMIT: usize = usize::MAX;
 // What threads take for small without looking at the settings is so with all of them.
 const _: () = assert!(thread::QUICK_BYTES <= MIN_CLASS_BYTES);
 const SWITCHED_OFF: usize = usize::MAX;
+/// No block is so large.
+const NOT_TIMED: usize = usize::MAX;
 
 impl DeferFree {
     /// The allocator with its default settings, on mimalloc.
@@ -112,7 +126,10 @@ impl<B: Backing> DeferFree<B> {
             burst: AtomicU32::new(small::BY_CPUS),
             delay_ms: AtomicU64::new(0),
             max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
-            not_running_blocks: AtomicU64::new(0),
+            settled: AtomicUsize::new(0),
+            timed_from: AtomicUsize::new(NOT_TIMED),
+            reports: AtomicBool::new(false),
+            not_running: NotRunning::new(),
         }
     }
 
@@ -165,12 +182,42 @@ impl<B: Backing> DeferFree<B> {
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = match self.phase.get() {
+        let phase = self.phase.get();
+        let mut stats = match phase {
             Phase::Running(runtime) => runtime.stats(),
             Phase::Off | Phase::Starting | Phase::Failed => Stats::default(),
         };
-        stats.not_running_blocks = self.not_running_blocks.load(Ordering::Relaxed);
+        stats.start_failed = matches!(phase, Phase::Failed);
+        stats.not_running = self.not_running().tally();
+        let is_timed = self.timed_from.load(Ordering::Relaxed) != NOT_TIMED;
+        stats.free_latency = is_timed.then(|| FREES.summary());
         stats
+    }
+
+    /// What happened so far to the large blocks of each size class that the program has used, smaller
+    /// ones first; those that have a mapping of their own come last. Does not allocate.
+    ///
+    /// ```
+    /// # use deferfree::DeferFree;
+    /// # #[global_allocator]
+    /// # static GLOBAL: DeferFree = DeferFree::new();
+    /// # fn main() {
+    /// drop(vec![1u8; 1 << 20]);
+    /// for size in GLOBAL.stats_by_size() {
+    ///     println!("{} bytes: {} of {} taken back", size.block_bytes, size.reused, size.handed_over);
+    /// }
+    /// # }
+    /// ```
+    pub fn stats_by_size(&self) -> impl Iterator<Item = SizeStats> + '_ {
+        let runtime = match self.phase.get() {
+            Phase::Running(runtime) => Some(runtime),
+            Phase::Off | Phase::Starting | Phase::Failed => None,
+        };
+        runtime.into_iter().flat_map(Runtime::sizes)
+    }
+
+    fn not_running(&self) -> &NotRunning {
+        if self.reports.load(Ordering::Relaxed) { &report::NOT_RUNNING } else { &self.not_running }
     }
 
     /// The settings in force, after the environment.
@@ -200,6 +247,15 @@ impl<B: Backing> DeferFree<B> {
     fn read_settings(&self) -> usize {
         // Acquire pairs with the Release in `read_settings_first`, for the settings besides.
         match self.threshold.load(Ordering::Acquire) {
+            0 => self.settled_threshold(),
+            known => known,
+        }
+    }
+
+    #[cold]
+    fn settled_threshold(&self) -> usize {
+        // Acquire: as in `read_settings`.
+        match self.settled.load(Ordering::Acquire) {
             0 => self.read_settings_first(),
             known => known,
         }
@@ -216,19 +272,44 @@ impl<B: Backing> DeferFree<B> {
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
         let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
         self.max_pending_bytes.store(max, Ordering::Relaxed);
-        let threshold = if settings.enabled {
-            settings.threshold_bytes.max(MIN_CLASS_BYTES)
-        } else {
-            SWITCHED_OFF
-        };
+        let configured = settings.threshold_bytes.max(MIN_CLASS_BYTES);
+        let threshold = if settings.enabled { configured } else { SWITCHED_OFF };
+        let is_timed = settings.reporting.latency;
+        if is_timed {
+            self.timed_from.store(configured, Ordering::Relaxed);
+        }
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
-        match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
+        match self.settled.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
+                if settings.reporting.to != ReportTo::Nowhere
+                    && report::claim::<Runtime<B>>(settings.reporting, || self.config())
+                {
+                    self.reports.store(true, Ordering::Relaxed);
+                    self.tell_report();
+                }
+                if !is_timed {
+                    // Release: as above.
+                    self.threshold.store(threshold, Ordering::Release);
+                }
                 threshold
             }
             Err(known) => known,
+        }
+    }
+
+    /// To be called after the phase, or whether this allocator reports, has changed.
+    fn tell_report(&self) {
+        // Two threads may come from the two changes at once: after this fence at least one of them sees
+        // both.
+        fence(Ordering::SeqCst);
+        if self.reports.load(Ordering::Relaxed) {
+            match self.phase.get() {
+                Phase::Running(runtime) => report::started(runtime),
+                Phase::Failed => report::start_failed(),
+                Phase::Off | Phase::Starting => {}
+            }
         }
     }
 
@@ -254,6 +335,7 @@ impl<B: Backing> DeferFree<B> {
             say(format_args!("{error}; large blocks are freed at once"));
         }
         start.finish(started.ok());
+        self.tell_report();
     }
 
     fn class_of(&self, layout: Layout) -> Option<Class> {
@@ -263,8 +345,10 @@ impl<B: Backing> DeferFree<B> {
     /// As `alloc` or `alloc_zeroed`, when the block is not known to be small.
     #[inline(never)]
     fn alloc_large(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        let large = layout.size() >= self.read_settings();
-        let Some(class) = large.then(|| self.class_of(layout)).flatten() else {
+        if layout.size() < self.read_settings() {
+            return self.alloc_small(layout, zeroed);
+        }
+        let Some(class) = self.class_of(layout) else {
             // SAFETY: the layout is the caller's.
             return unsafe {
                 if zeroed { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
@@ -287,16 +371,53 @@ impl<B: Backing> DeferFree<B> {
     /// As for `dealloc`.
     #[inline(never)]
     unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
-        let large = layout.size() >= self.read_settings();
+        // Acquire: as in `read_settings`.
+        match self.threshold.load(Ordering::Acquire) {
+            // SAFETY: the caller's block.
+            0 => unsafe { self.dealloc_unsettled(ptr, layout) },
+            // SAFETY: the caller's block.
+            threshold => unsafe { self.dealloc_settled(ptr, layout, threshold) },
+        }
+    }
+
+    /// As `dealloc`, where `threshold` is the threshold in force.
+    ///
+    /// # Safety
+    /// As for `dealloc`.
+    #[inline(always)]
+    unsafe fn dealloc_settled(&self, ptr: *mut u8, layout: Layout, threshold: usize) {
+        let large = layout.size() >= threshold;
         if let Some(class) = large.then(|| self.class_of(layout)).flatten() {
             if let Phase::Running(runtime) = self.phase.get() {
                 // SAFETY: allocated with the size of this class, in whatever phase that was.
                 return unsafe { runtime.dealloc(class, ptr) };
             }
-            self.not_running_blocks.fetch_add(1, Ordering::Relaxed);
+            self.not_running().add(class.bytes());
         }
         // SAFETY: the caller's block; every block comes from the backing.
         unsafe { self.backing.dealloc(ptr, layout) };
+    }
+
+    /// As `dealloc`, before the settings have been read; and all the time where large frees are timed.
+    ///
+    /// # Safety
+    /// As for `dealloc`.
+    #[cold]
+    unsafe fn dealloc_unsettled(&self, ptr: *mut u8, layout: Layout) {
+        let threshold = self.read_settings();
+        // Relaxed: it was stored before the settings were known to have been read.
+        if layout.size() >= self.timed_from.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            // SAFETY: the caller's block.
+            unsafe { self.dealloc_settled(ptr, layout, threshold) };
+            FREES.record(start.elapsed());
+        } else if layout.size() >= threshold {
+            // SAFETY: the caller's block.
+            unsafe { self.dealloc_settled(ptr, layout, threshold) };
+        } else {
+            // SAFETY: the caller's block.
+            unsafe { self.dealloc_small(ptr, layout) };
+        }
     }
 
     /// As `realloc`, when one of the sizes is not known to be small.
@@ -308,7 +429,7 @@ impl<B: Backing> DeferFree<B> {
         let threshold = self.read_settings();
         if layout.size() < threshold && new_size < threshold {
             // SAFETY: the caller's block and layout.
-            return unsafe { self.backing.realloc(ptr, layout, new_size) };
+            return unsafe { self.realloc_small(ptr, layout, new_size) };
         }
         // SAFETY: the caller's contract says that the new size is valid for this alignment.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
@@ -406,7 +527,8 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
 
 impl<B: Backing> Drop for DeferFree<B> {
     fn drop(&mut self) {
-        if let Phase::Running(runtime) = self.phase.get() {
+        let stays = *self.reports.get_mut() && !report::withdraw();
+        if let (Phase::Running(runtime), false) = (self.phase.get(), stays) {
             runtime.stop();
         }
     }

@@ -345,7 +345,7 @@ impl<B: Backing> Drainer<'_, B> {
                     break;
                 };
                 // SAFETY: the block came out of `class`.
-                unsafe { free_for_good(self.backing, class, block) };
+                unsafe { free_for_good(self.backing, self.pending, class, block) };
                 self.unpurged = true;
                 inside = inside.give_way()?;
             }
@@ -405,12 +405,17 @@ fn has_batches_in_use(owner: usize) -> bool {
 ///
 /// # Safety
 /// `block` was put into `class` and has been taken out.
-pub(crate) unsafe fn free_for_good<B: Backing>(backing: B, class: Class, block: Block) {
+pub(crate) unsafe fn free_for_good<B: Backing>(
+    backing: B,
+    pending: &Pending,
+    class: Class,
+    block: Block,
+) {
     let ptr = block.as_ptr();
     // SAFETY: the block is `class.bytes()` large, and nobody else has it.
     unsafe {
         if class.unmapped_when_freed() {
-            sys::release_in_pieces(ptr, class.bytes());
+            pending.note_released(sys::release_in_pieces(ptr, class.bytes()));
         }
         backing.dealloc(ptr, class.layout_to_free());
     }

@@ -12,6 +12,7 @@
 //! - `pending`: the blocks that wait, by size class
 //! - `batch`: the small blocks that are freed in bursts: addresses in chunks
 //! - `lifecycle`: fork and exit
+//! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
 //! - `backing`: the allocator underneath; `sys`: the operating system
 //!
@@ -27,6 +28,8 @@ mod drainer;
 mod pending;
 mod batch;
 mod lifecycle;
+mod report;
+mod latency;
 mod stats;
 mod config;
 mod backing;
@@ -37,4 +40,4 @@ pub use backing::{Backing, Mimalloc};
 pub use config::Config;
 pub use later::{Later, flush_values, flush_values_timeout, later};
 pub use scope::{DeferScope, defer_scope};
-pub use stats::{BurstStats, Stats, Tally};
+pub use stats::{BurstStats, FreeLatency, SizeStats, Stats, Tally};

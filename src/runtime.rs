@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
 use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
-use crate::stats::{Stats, Tally};
+use crate::report;
+use crate::stats::{SizeStats, Stats};
 use crate::sys;
 
 /// Shared by the allocator and its drainer; lives in a mapping of its own.
@@ -26,6 +27,8 @@ pub(crate) struct Runtime<B> {
     config: Config,
     lost_in_fork_bytes: u64,
     control: Control,
+    /// The clock of the drainer's CPU time; 0 as long as that is not known.
+    cpu_clock: AtomicI32,
     /// Where the drainer sorts addresses; nobody else touches it.
     load: UnsafeCell<[usize; LOAD]>,
 }
@@ -83,6 +86,7 @@ impl<B: Backing> Runtime<B> {
                 let runtime = shared.into_inner();
                 // SAFETY: the mapping stays until this thread unmaps it, in the next block.
                 let this = unsafe { runtime.as_ref() };
+                this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
                 this.backing.drainer_init();
                 drop(inside);
                 let delay = Duration::from_millis(this.config.delay_ms);
@@ -248,7 +252,7 @@ impl<B: Backing> Runtime<B> {
     /// Frees on the calling thread a block that has left `pending`, or never got in.
     fn free_now(&self, class: Class, block: Block) {
         // SAFETY: the block belongs to `class` and is ours.
-        unsafe { free_for_good(self.backing, class, block) };
+        unsafe { free_for_good(self.backing, &self.pending, class, block) };
         self.control.note_given_back(&self.pending);
     }
 
@@ -332,32 +336,44 @@ impl<B: Backing> Runtime<B> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        let (released_bytes, release_calls) = self.pending.released();
+        let cpu_clock = self.cpu_clock.load(Ordering::Relaxed);
         let mut stats = Stats {
             peak_pending_bytes: self.pending.peak_bytes() as u64,
             lost_in_fork_bytes: self.lost_in_fork_bytes,
             purges: self.control.purges(),
+            released_bytes,
+            release_calls,
+            drainer_cpu_ns: if cpu_clock == 0 { None } else { sys::clock_ns(cpu_clock) }
+                .unwrap_or(0),
             drainer_running: true,
             ..Stats::default()
         };
-        for class in self.pending.known_classes() {
-            let counts = self.pending.counts(class);
-            let tally = |blocks| Tally::of(blocks, class.bytes());
-            for (sum, count) in [
-                (&mut stats.handed_over, &counts.handed_over),
-                (&mut stats.reused, &counts.reused),
-                (&mut stats.drained, &counts.drained),
-                (&mut stats.paid_back, &counts.paid_back),
-                (&mut stats.over_bound, &counts.over_bound),
-                (&mut stats.queue_full, &counts.queue_full),
-            ] {
-                *sum += tally(count.load(Ordering::Relaxed));
-            }
-            stats.pending += tally(self.pending.len(class) as u64);
-        }
+        self.sizes().for_each(|size| stats.add_size(&size));
         if self.owns_batches() {
             stats.bursts = BATCHES.stats();
         }
         stats
+    }
+
+    /// The classes that are known, those of blocks with a mapping of their own last, smaller ones first.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = SizeStats> + '_ {
+        self.pending.known_classes().map(|class| {
+            let counts = self.pending.counts(class);
+            let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            SizeStats {
+                block_bytes: class.bytes() as u64,
+                own_mapping: class.unmapped_when_freed(),
+                handed_over: load(&counts.handed_over),
+                reused: load(&counts.reused),
+                drained: load(&counts.drained),
+                paid_back: load(&counts.paid_back),
+                over_bound: load(&counts.over_bound),
+                queue_full: load(&counts.queue_full),
+                pending: self.pending.len(class) as u64,
+                missed: load(&counts.missed),
+            }
+        })
     }
 
     /// Bytes that wait, readable in a forked child too.
@@ -370,6 +386,20 @@ impl<B> OfGeneration for Runtime<B> {
     #[inline]
     fn generation(&self) -> u32 {
         self.pending.generation()
+    }
+}
+
+impl<B: Backing> report::Source for Runtime<B> {
+    fn is_current(&self) -> bool {
+        OfGeneration::is_current(self)
+    }
+
+    fn stats(&self) -> Stats {
+        self.stats()
+    }
+
+    fn for_each_size(&self, f: &mut dyn FnMut(&SizeStats)) {
+        self.sizes().filter(|size| size.handed_over > 0).for_each(|size| f(&size));
     }
 }
 

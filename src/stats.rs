@@ -5,10 +5,12 @@ use std::ops::AddAssign;
 /// Counts since the drainer started, see [`DeferFree::stats`](crate::DeferFree::stats).
 ///
 /// Once all other threads are quiet, `handed_over` is the sum of `reused`, `drained`, `paid_back`,
-/// `over_bound`, `queue_full` and `pending`, in blocks and in bytes. While threads allocate and free,
-/// the sum may be off by the operations that are under way.
+/// `over_bound`, `queue_full` and `pending`, in blocks and in bytes. The counts are read one after the
+/// other: while threads allocate and free, the sum may be off by as many blocks as these threads and the
+/// drainer move meanwhile.
 ///
-/// After a fork the child counts from zero.
+/// Each allocator value has numbers of its own, `free_latency` excepted. After a fork the child counts
+/// from zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -26,18 +28,84 @@ pub struct Stats {
     pub queue_full: Tally,
     /// Waiting now.
     pub pending: Tally,
+    /// Large allocations that found nothing of their class waiting, and went to the allocator underneath.
+    pub missed: Tally,
     /// Small blocks freed in bursts.
     pub bursts: BurstStats,
     /// The most bytes that ever waited.
     pub peak_pending_bytes: u64,
-    /// Large blocks freed at once because no drainer runs: it has not started, or could not.
-    pub not_running_blocks: u64,
+    /// Large blocks freed at once because no drainer runs: it has not started, or could not
+    /// (`start_failed`). Not part of `handed_over`. With `DEFERFREE=off` no block counts as large.
+    pub not_running: Tally,
     /// Bytes that waited in the parent when this process was forked off: lost to this process.
     pub lost_in_fork_bytes: u64,
-    /// How often the drainer returned memory to the system.
+    /// How often the drainer had the allocator underneath return its unused memory to the system. How
+    /// much that was is not known here.
     pub purges: u64,
+    /// Bytes of blocks that their free unmaps, released by this crate before it, by system calls of 4 MiB
+    /// at most.
+    pub released_bytes: u64,
+    /// Number of those system calls.
+    pub release_calls: u64,
+    /// CPU time of the drainer in nanoseconds, 0 where that is not known.
+    pub drainer_cpu_ns: u64,
     /// Whether the drainer runs.
     pub drainer_running: bool,
+    /// Whether the drainer could not be started: large blocks are freed at once.
+    pub start_failed: bool,
+    /// What large frees cost the threads that freed, all of the process together; `None` unless
+    /// `DEFERFREE_STATS=latency`.
+    pub free_latency: Option<FreeLatency>,
+}
+
+/// The large blocks of one size class, in blocks; see [`DeferFree::stats_by_size`] and [`Stats`].
+///
+/// [`DeferFree::stats_by_size`]: crate::DeferFree::stats_by_size
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SizeStats {
+    /// Bytes of each block: the largest that belongs to the class, up to 1/16 more than was asked for.
+    pub block_bytes: u64,
+    /// Whether the free of such a block unmaps it: with mimalloc one of more than 2 GiB, or aligned to
+    /// more than 64 KiB.
+    pub own_mapping: bool,
+    /// Freed by the program while the drainer ran.
+    pub handed_over: u64,
+    /// Taken back by an allocation.
+    pub reused: u64,
+    /// Freed by the drainer.
+    pub drained: u64,
+    /// Freed by an allocation of another size.
+    pub paid_back: u64,
+    /// Freed at once because of the bound on bytes.
+    pub over_bound: u64,
+    /// Freed at once because of a full queue.
+    pub queue_full: u64,
+    /// Waiting now.
+    pub pending: u64,
+    /// Allocations that found nothing waiting.
+    pub missed: u64,
+}
+
+/// What large frees cost the threads that freed, in nanoseconds. Each includes the reading of a clock.
+///
+/// Percentiles are at most 1/8 too high. One that fewer than two samples lie above is `None`: it would
+/// be the maximum by another name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FreeLatency {
+    /// Frees that were measured.
+    pub samples: u64,
+    /// The median.
+    pub p50_ns: Option<u64>,
+    /// Nine of ten were at most this.
+    pub p90_ns: Option<u64>,
+    /// 99 of 100.
+    pub p99_ns: Option<u64>,
+    /// 999 of 1000.
+    pub p999_ns: Option<u64>,
+    /// The longest.
+    pub max_ns: u64,
 }
 
 /// What became of small blocks that were freed in bursts.
@@ -79,9 +147,42 @@ pub struct Tally {
     pub bytes: u64,
 }
 
-impl Tally {
-    pub(crate) fn of(blocks: u64, bytes_each: usize) -> Tally {
-        Tally { blocks, bytes: blocks * bytes_each as u64 }
+impl Stats {
+    /// As if no large block had been freed since the start.
+    pub(crate) fn forget_sizes(&mut self) {
+        let none = Tally::default();
+        (self.handed_over, self.reused, self.drained, self.paid_back) = (none, none, none, none);
+        (self.over_bound, self.queue_full, self.pending, self.missed) = (none, none, none, none);
+    }
+
+    /// Adds the blocks of one size.
+    pub(crate) fn add_size(&mut self, size: &SizeStats) {
+        for (sum, blocks) in [
+            (&mut self.handed_over, size.handed_over),
+            (&mut self.reused, size.reused),
+            (&mut self.drained, size.drained),
+            (&mut self.paid_back, size.paid_back),
+            (&mut self.over_bound, size.over_bound),
+            (&mut self.queue_full, size.queue_full),
+            (&mut self.pending, size.pending),
+            (&mut self.missed, size.missed),
+        ] {
+            *sum += Tally { blocks, bytes: blocks.wrapping_mul(size.block_bytes) };
+        }
+    }
+}
+
+impl SizeStats {
+    /// Adds the blocks of another size, which keeps this one's.
+    pub(crate) fn add_blocks(&mut self, other: &SizeStats) {
+        self.handed_over += other.handed_over;
+        self.reused += other.reused;
+        self.drained += other.drained;
+        self.paid_back += other.paid_back;
+        self.over_bound += other.over_bound;
+        self.queue_full += other.queue_full;
+        self.pending += other.pending;
+        self.missed += other.missed;
     }
 }
 

@@ -225,7 +225,7 @@ fn first_block_child() {
     assert!(try_block(4 * GIB).is_none());
     let stats = GLOBAL.stats();
     assert_eq!((stats.drainer_running, stats.handed_over.blocks), (false, 0), "{stats:?}");
-    assert!(stats.not_running_blocks >= 10);
+    assert!(stats.not_running.blocks >= 10);
 }
 
 /// Eight threads at the limit: whoever is refused takes what the others let wait.

@@ -381,7 +381,7 @@ fn stats_add_up() {
         assert_eq!(stats.handed_over.bytes, n_bytes + 64 * KIB as u64, "{stats:?}");
         assert_eq!(stats.pending.blocks, 0);
         assert_eq!(backing.live_blocks(), 0);
-        assert_eq!(stats.not_running_blocks, 0);
+        assert_eq!(stats.not_running.blocks, 0);
     }
 }
 

@@ -101,7 +101,7 @@ fn first_operation_child(first: &str) {
     let stats = GLOBAL.stats();
     assert!(stats.drainer_running);
     // From the very first block on: it is allocated with the drainer under way.
-    assert_eq!((stats.handed_over.blocks, stats.not_running_blocks), (1, 0), "{stats:?}");
+    assert_eq!((stats.handed_over.blocks, stats.not_running.blocks), (1, 0), "{stats:?}");
     wait_until("one drainer", || drainers().len() == 1);
     GLOBAL.flush();
     assert_eq!(GLOBAL.stats().pending.blocks, 0);
@@ -133,7 +133,7 @@ fn rush_child() {
     assert_eq!(drainers().len(), 1);
     let stats = GLOBAL.stats();
     assert!(stats.drainer_running);
-    assert_eq!(stats.handed_over.blocks + stats.not_running_blocks, N as u64, "{stats:?}");
+    assert_eq!(stats.handed_over.blocks + stats.not_running.blocks, N as u64, "{stats:?}");
 }
 
 /// A block that was allocated while the drainer was being started waits among the others: it has
@@ -180,7 +180,7 @@ fn small_program_child() {
     assert_eq!(drainers(), []);
     let stats = GLOBAL.stats();
     assert!(!stats.drainer_running);
-    assert_eq!((stats.handed_over.blocks, stats.not_running_blocks), (0, 0));
+    assert_eq!((stats.handed_over.blocks, stats.not_running.blocks), (0, 0));
 }
 
 fn refused() {
@@ -217,7 +217,7 @@ fn refused_child(n_refused: usize) {
     let stats = GLOBAL.stats();
     assert!(!stats.drainer_running);
     assert_eq!((stats.handed_over.blocks, stats.pending.blocks), (0, 0));
-    assert!(stats.not_running_blocks >= N, "{stats:?}");
+    assert!(stats.not_running.blocks >= N, "{stats:?}");
     // Without a drainer flush purges on the calling thread.
     GLOBAL.flush();
     assert!(common::rss() < before + 50 * MIB);
@@ -267,7 +267,7 @@ fn two_allocators_child() {
     });
     wait_until("four drainers", || drainers().len() == 4);
     for stats in [a.stats(), b.stats(), system.stats()] {
-        assert_eq!(stats.handed_over.blocks + stats.not_running_blocks, 4 * 300, "{stats:?}");
+        assert_eq!(stats.handed_over.blocks + stats.not_running.blocks, 4 * 300, "{stats:?}");
     }
     a.flush();
     assert_eq!(book_a.live_blocks(), 0);

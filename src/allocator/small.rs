@@ -25,6 +25,16 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: the caller's block.
             return unsafe { self.dealloc_large(ptr, layout) };
         }
+        // SAFETY: the caller's block.
+        unsafe { self.dealloc_small(ptr, layout) };
+    }
+
+    /// As `dealloc_counted`, for a block below the threshold.
+    ///
+    /// # Safety
+    /// As for `dealloc`.
+    #[inline(always)]
+    pub(super) unsafe fn dealloc_small(&self, ptr: *mut u8, layout: Layout) {
         // A runtime that is the owner is of this generation.
         if BATCHES.defer_quickly(self.phase.addr(), ptr, layout.size()) {
             return;
@@ -71,6 +81,12 @@ impl<B: Backing> DeferFree<B> {
         if layout.size() >= self.threshold.load(Ordering::Relaxed) {
             return self.alloc_large(layout, zeroed);
         }
+        self.alloc_small(layout, zeroed)
+    }
+
+    /// As `alloc_counted`, for a block below the threshold.
+    #[inline(always)]
+    pub(super) fn alloc_small(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         if !thread::note_alloc() {
             self.note_alloc_slow();
         }
@@ -95,6 +111,21 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: the caller's block.
             return unsafe { self.realloc_large(ptr, layout, new_size) };
         }
+        // SAFETY: the caller's block.
+        unsafe { self.realloc_small(ptr, layout, new_size) }
+    }
+
+    /// As `realloc_counted`, for sizes below the threshold.
+    ///
+    /// # Safety
+    /// As for `realloc`.
+    #[inline(always)]
+    pub(super) unsafe fn realloc_small(
+        &self,
+        ptr: *mut u8,
+        layout: Layout,
+        new_size: usize,
+    ) -> *mut u8 {
         if !thread::note_alloc() {
             self.note_alloc_slow();
         }

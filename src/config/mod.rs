@@ -32,6 +32,23 @@ pub(crate) struct Settings {
     pub(crate) delay_ms: u64,
     /// `None`: a quarter of the memory that the process may use.
     pub(crate) max_pending_bytes: Option<usize>,
+    pub(crate) reporting: Reporting,
+}
+
+/// What is reported at exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reporting {
+    pub(crate) to: ReportTo,
+    /// Whether each large free is timed.
+    pub(crate) latency: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReportTo {
+    Nowhere,
+    StandardError,
+    /// See [`report_path`].
+    File,
 }
 
 /// When small blocks are deferred.
@@ -54,6 +71,7 @@ impl Settings {
         burst: Burst::Default,
         delay_ms: 250,
         max_pending_bytes: None,
+        reporting: Reporting { to: ReportTo::Nowhere, latency: false },
     };
 
     /// These defaults, overridden by what the environment says. Neither allocates nor locks.
@@ -99,9 +117,29 @@ impl Settings {
             }),
             Variable::Delay => parse::duration_ms(value).map(|ms| self.delay_ms = ms),
             Variable::MaxPending => parse::size(value).map(|n| self.max_pending_bytes = Some(n)),
+            Variable::Stats => parse::reporting(value).map(|reporting| {
+                let to = match reporting.to {
+                    // A program with more rights than its user must not write files where that user says.
+                    ReportTo::File if sys::is_privileged() => ReportTo::Nowhere,
+                    to => to,
+                };
+                self.reporting = Reporting { to, ..reporting };
+            }),
         }
         .is_some()
     }
+}
+
+/// Copies the path that `DEFERFREE_STATS` names to `path`, as far as there is room.
+pub(crate) fn report_path(path: &mut [u8]) {
+    let mut seen = false;
+    sys::for_each_variable(|name, value| {
+        if name == Variable::Stats.name().as_bytes() && !std::mem::replace(&mut seen, true) {
+            let value = parse::report_path(value).unwrap_or_default();
+            let n = value.len().min(path.len());
+            path[..n].copy_from_slice(&value[..n]);
+        }
+    });
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,15 +149,17 @@ enum Variable {
     Burst,
     Delay,
     MaxPending,
+    Stats,
 }
 
 impl Variable {
-    const ALL: [Variable; 5] = [
+    const ALL: [Variable; 6] = [
         Variable::Enabled,
         Variable::Threshold,
         Variable::Burst,
         Variable::Delay,
         Variable::MaxPending,
+        Variable::Stats,
     ];
 
     fn named(name: &[u8]) -> Option<Variable> {
@@ -133,6 +173,7 @@ impl Variable {
             Variable::Burst => "DEFERFREE_BURST",
             Variable::Delay => "DEFERFREE_DELAY",
             Variable::MaxPending => "DEFERFREE_MAX_PENDING",
+            Variable::Stats => "DEFERFREE_STATS",
         }
     }
 
@@ -142,6 +183,7 @@ impl Variable {
             Variable::Threshold | Variable::MaxPending => "a size such as 65536, 256K or 1GiB",
             Variable::Burst => "a number of frees or off",
             Variable::Delay => "a duration such as 250ms or 2s",
+            Variable::Stats => "1, latency, off, or a file's path with a slash or .json at its end",
         }
     }
 }
@@ -165,12 +207,13 @@ impl fmt::Display for DefaultOf<'_> {
                 Some(bytes) => write!(f, "{bytes}"),
                 None => f.write_str("1/4 of the memory limit"),
             },
+            Variable::Stats => f.write_str("off"),
         }
     }
 }
 
 /// Bytes of any kind as printable ASCII, cut after 64.
-struct Quoted<'a>(&'a [u8]);
+pub(crate) struct Quoted<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

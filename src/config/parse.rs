@@ -1,5 +1,7 @@
 //! The values of the environment variables: pure functions from bytes. `None` means "does not parse".
 
+use super::{ReportTo, Reporting};
+
 /// `on` or `off`, in any case; `1` and `0` mean the same.
 pub(super) fn switch(value: &[u8]) -> Option<bool> {
     let value = value.trim_ascii();
@@ -59,6 +61,45 @@ pub(super) fn duration_ms(value: &[u8]) -> Option<u64> {
     }
 }
 
+/// Longest path of a report: shorter than any that the system takes.
+const PATH_BYTES: usize = 1000;
+
+/// `1` or `on`, `0` or `off`, `latency`, in any case; a path; or `latency,` and a path.
+pub(super) fn reporting(value: &[u8]) -> Option<Reporting> {
+    let (latency, to) = match after_latency(value) {
+        Some(rest) => (true, rest),
+        None => (false, value),
+    };
+    let to = if report_path(value).is_some() {
+        ReportTo::File
+    } else if latency && to.is_empty() || switch(to) == Some(true) {
+        ReportTo::StandardError
+    } else if !latency && switch(to) == Some(false) {
+        ReportTo::Nowhere
+    } else {
+        return None;
+    };
+    Some(Reporting { to, latency })
+}
+
+/// What follows `latency` and a comma, if that is how it begins; nothing if that is all.
+fn after_latency(value: &[u8]) -> Option<&[u8]> {
+    const LATENCY: &[u8] = b"latency";
+    if value.trim_ascii().eq_ignore_ascii_case(LATENCY) {
+        return Some(b"");
+    }
+    let (first, rest) = value.split_at_checked(LATENCY.len())?;
+    first.eq_ignore_ascii_case(LATENCY).then(|| rest.strip_prefix(b",")).flatten()
+}
+
+/// The path in such a value. It has a slash in it or ends in `.json`, so that a slip of the pen does not
+/// make a file.
+pub(super) fn report_path(value: &[u8]) -> Option<&[u8]> {
+    let path = after_latency(value).unwrap_or(value);
+    let is_path = path.contains(&b'/') || path.ends_with(b".json");
+    (is_path && path.len() <= PATH_BYTES).then_some(path)
+}
+
 /// Splits after the leading digits, of which there must be one; blanks around the whole are ignored.
 fn number_and_unit(value: &[u8]) -> Option<(u64, &[u8])> {
     let value = value.trim_ascii();
@@ -75,7 +116,9 @@ fn number_and_unit(value: &[u8]) -> Option<(u64, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::{count_or_off, duration_ms, size, switch};
+    use super::{
+        ReportTo, Reporting, count_or_off, duration_ms, report_path, reporting, size, switch,
+    };
 
     #[test]
     fn sizes() {
@@ -199,5 +242,40 @@ mod tests {
             assert_eq!(switch(text.as_bytes()), expected, "{text:?}");
         }
         assert_eq!(switch(b"on\xff"), None);
+    }
+
+    #[test]
+    fn reports() {
+        use ReportTo::{File, Nowhere, StandardError};
+        let long = [b'/'; 1001];
+        for (text, expected) in [
+            (&b"off"[..], Some((Nowhere, false))),
+            (b"0", Some((Nowhere, false))),
+            (b"1", Some((StandardError, false))),
+            (b"On", Some((StandardError, false))),
+            (b"latency", Some((StandardError, true))),
+            (b"Latency ", Some((StandardError, true))),
+            (b"latency,1", Some((StandardError, true))),
+            (b"a.json", Some((File, false))),
+            (b"./a", Some((File, false))),
+            (b"/a b/\xff", Some((File, false))),
+            (b"latency,/a", Some((File, true))),
+            (b"latency/a", Some((File, false))),
+            (&long[..1000], Some((File, false))),
+            (&long, None),
+            (b"", None),
+            (b"yes", None),
+            (b"2", None),
+            (b"true", None),
+            (b"latency,", Some((StandardError, true))),
+            (b"latency,off", None),
+            (b"latency,yes", None),
+            (b"latencyx", None),
+        ] {
+            let expected = expected.map(|(to, latency)| Reporting { to, latency });
+            assert_eq!(reporting(text), expected, "{}", text.escape_ascii());
+        }
+        assert_eq!(report_path(b"latency,./a"), Some(&b"./a"[..]));
+        assert_eq!(report_path(b"latency"), None);
     }
 }

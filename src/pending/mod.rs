@@ -29,6 +29,8 @@ use crossbeam_utils::CachePadded;
 
 use queue::Queue;
 
+use crate::sys::Released;
+
 pub(crate) use class::{COUNT as CLASSES, Class, MIN_BYTES as MIN_CLASS_BYTES};
 
 /// A freed block. Whoever holds one owns its memory, of at least its class's size.
@@ -92,6 +94,9 @@ pub(crate) struct Pending {
     /// One bit for each class of which a block has been allocated or freed.
     known: [AtomicU64; CLASSES.div_ceil(64)],
     classes: [CachePadded<Waiting>; CLASSES],
+    /// What was given back to the system page by page.
+    released_bytes: AtomicU64,
+    release_calls: AtomicU64,
 }
 
 struct Backlog {
@@ -211,6 +216,16 @@ impl Pending {
     #[inline]
     pub(crate) fn high_water_bytes(&self) -> usize {
         self.max_bytes() / 4 * 3
+    }
+
+    pub(crate) fn note_released(&self, released: Released) {
+        self.released_bytes.fetch_add(released.bytes as u64, Ordering::Relaxed);
+        self.release_calls.fetch_add(released.calls as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes and calls told to `note_released`.
+    pub(crate) fn released(&self) -> (u64, u64) {
+        (self.released_bytes.load(Ordering::Relaxed), self.release_calls.load(Ordering::Relaxed))
     }
 
     pub(crate) fn counts(&self, class: Class) -> &Counts {

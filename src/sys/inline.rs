@@ -26,9 +26,52 @@ pub(crate) unsafe fn unmap(_ptr: *mut u8, _len: usize) {}
 
 /// # Safety
 /// The bytes must be a block that nobody reads any more.
-pub(crate) unsafe fn release_in_pieces(_ptr: *mut u8, _len: usize) {}
+pub(crate) unsafe fn release_in_pieces(_ptr: *mut u8, _len: usize) -> Released {
+    Released::default()
+}
 
-pub(crate) fn write_stderr(_bytes: &[u8]) {}
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Released {
+    pub(crate) bytes: usize,
+    pub(crate) calls: usize,
+}
+
+pub(crate) fn write_stderr(_bytes: &[u8]) -> bool {
+    false
+}
+
+/// Nothing is ever written here.
+#[derive(Debug)]
+pub(crate) enum Errno {}
+
+impl std::fmt::Display for Errno {
+    fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {}
+    }
+}
+
+pub(crate) fn replace_file(
+    _path: &std::ffi::CStr,
+    _write: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> bool,
+) -> Result<(), Errno> {
+    Ok(())
+}
+
+pub(crate) fn is_privileged() -> bool {
+    false
+}
+
+pub(crate) fn thread_cpu_clock() -> Option<i32> {
+    None
+}
+
+pub(crate) fn clock_ns(_clock: i32) -> Option<u64> {
+    None
+}
+
+pub(crate) fn process_cpu_ns() -> Option<u64> {
+    None
+}
 
 pub(crate) fn for_each_variable(_f: impl FnMut(&[u8], &[u8])) {}
 

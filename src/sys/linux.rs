@@ -62,6 +62,13 @@ pub(crate) unsafe fn unmap(ptr: *mut u8, len: usize) {
     unsafe { libc::munmap(ptr.cast(), len) };
 }
 
+/// What was asked of the system to give pages back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Released {
+    pub(crate) bytes: usize,
+    pub(crate) calls: usize,
+}
+
 /// Bytes released per call: short enough that nobody waits for one call, long enough that the calls
 /// themselves do not count.
 const PIECE_BYTES: usize = 4 << 20;
@@ -74,7 +81,8 @@ const PIECE_BYTES: usize = 4 << 20;
 ///
 /// # Safety
 /// `[ptr, ptr + len)` must be a block that nobody reads any more; its contents become zero.
-pub(crate) unsafe fn release_in_pieces(ptr: *mut u8, len: usize) {
+pub(crate) unsafe fn release_in_pieces(ptr: *mut u8, len: usize) -> Released {
+    let mut released = Released::default();
     // SAFETY: reads a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     // The allocator's own bookkeeping may share the first and the last page: only whole pages go.
@@ -84,22 +92,15 @@ pub(crate) unsafe fn release_in_pieces(ptr: *mut u8, len: usize) {
     while at < end {
         let piece = PIECE_BYTES.min(end - at);
         // SAFETY: whole pages inside the caller's block. A refusal (locked memory) changes nothing.
-        unsafe { libc::madvise(ptr.with_addr(at).cast(), piece, libc::MADV_DONTNEED) };
+        let refused =
+            unsafe { libc::madvise(ptr.with_addr(at).cast(), piece, libc::MADV_DONTNEED) } != 0;
+        if !refused {
+            released.bytes += piece;
+            released.calls += 1;
+        }
         at += piece;
     }
-}
-
-/// Writes all of `bytes` to standard error, unbuffered and without allocating.
-pub(crate) fn write_stderr(mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        // SAFETY: the pointer and the length are those of a slice.
-        let written = unsafe { libc::write(2, bytes.as_ptr().cast(), bytes.len()) };
-        // A closed or full standard error must not stop the program.
-        let Ok(written @ 1..) = usize::try_from(written) else {
-            return;
-        };
-        bytes = &bytes[written..];
-    }
+    released
 }
 
 unsafe extern "C" {
@@ -251,6 +252,37 @@ fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         libc::close(file);
         buffer.get(..usize::try_from(n).ok()?)
     }
+}
+
+/// Whether this program has rights that whoever started it may not have (setuid and the like): it must
+/// not do what the environment says where that could be put to use.
+pub(crate) fn is_privileged() -> bool {
+    // SAFETY: reads what the kernel told the program at its start.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// The clock that runs with the calling thread's CPU time, to be read by any thread with `clock_ns`.
+pub(crate) fn thread_cpu_clock() -> Option<libc::clockid_t> {
+    let mut clock = 0;
+    // SAFETY: the calling thread, and a live variable.
+    let error = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) };
+    (error == 0).then_some(clock)
+}
+
+/// Nanoseconds on a clock; `None` when there is no such clock, or its thread has ended.
+pub(crate) fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live variable.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return None;
+    }
+    #[allow(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
+    Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// CPU time of all threads of the process.
+pub(crate) fn process_cpu_ns() -> Option<u64> {
+    clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 /// Registers handlers that run around every `fork`; false when the system has no memory for that.

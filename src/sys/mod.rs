@@ -6,7 +6,9 @@
 #[cfg(all(target_os = "linux", not(deferfree_inline)))]
 mod linux;
 #[cfg(all(target_os = "linux", not(deferfree_inline)))]
-pub(crate) use linux::*;
+mod linux_write;
+#[cfg(all(target_os = "linux", not(deferfree_inline)))]
+pub(crate) use {linux::*, linux_write::*};
 
 #[cfg(any(not(target_os = "linux"), deferfree_inline))]
 mod inline;
