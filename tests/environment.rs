@@ -202,12 +202,14 @@ fn malformed() {
         b"18446744073709551616ms",
         b"1\xfems",
     ];
+    let reports: &[&[u8]] = &[b"", b"yes", b"2", b"table", b"latency,yes", b"\xff"];
     let switches: &[&[u8]] = &[b"", b"yes", b"2", b"o n", b"-1", b"on\xff"];
     for (name, values, default) in [
         ("DEFERFREE", switches, "on".to_owned()),
         ("DEFERFREE_THRESHOLD", sizes, defaults.1.to_string()),
         ("DEFERFREE_DELAY", delays, format!("{}ms", defaults.2)),
         ("DEFERFREE_MAX_PENDING", sizes, "1/4 of the memory limit".to_owned()),
+        ("DEFERFREE_STATS", reports, "off".to_owned()),
     ] {
         for value in values {
             let output = child("config", &[(name.as_bytes(), value)]);

@@ -23,6 +23,7 @@ enum Finding {
     SwitchedOff,
     StartFailed,
     Nothing,
+    TooEarly,
     OverBound { inline: u64, of: u64 },
     BurstsOverBound { inline: u64, of: u64 },
     QueueFull { inline: u64, of: u64 },
@@ -47,7 +48,7 @@ impl Advice<'_> {
         } else if self.stats.start_failed {
             Finding::StartFailed
         } else if freed + in_bursts == 0 {
-            Finding::Nothing
+            if self.stats.not_running.blocks > 0 { Finding::TooEarly } else { Finding::Nothing }
         } else if many(over_bound.blocks, freed) {
             Finding::OverBound { inline: over_bound.blocks, of: freed }
         } else if many(bursts.over_bound_blocks, in_bursts) {
@@ -103,6 +104,9 @@ impl fmt::Display for Advice<'_> {
                 "Nothing was there to defer: no block of {} or more was freed, and no burst of \
                  small ones seen; this program does as well without deferfree.",
                 Size(config.threshold_bytes as u64)
+            ),
+            Finding::TooEarly => f.write_str(
+                "Nothing was deferred, because no large block was freed any more once the drainer ran.",
             ),
             Finding::OverBound { inline, of } => write!(
                 f,
@@ -202,6 +206,12 @@ mod tests {
                 "could not be started",
             ),
             (config(), freed(0), Finding::Nothing, "no block of 256.0 KiB or more"),
+            (
+                config(),
+                Stats { not_running: tally(1), ..freed(0) },
+                Finding::TooEarly,
+                "once the drainer ran",
+            ),
             (
                 config(),
                 Stats { over_bound: tally(60), ..freed(100) },

@@ -37,12 +37,9 @@ fn large(out: &mut impl Write, view: &View<'_>, stats: &mut Stats) -> fmt::Resul
     let mut n_sizes = 0;
     view.for_each_size(&mut |_| n_sizes += 1);
     if n_sizes == 0 {
-        writeln!(
-            out,
-            "no block of {} or more was freed",
-            Size(view.config.threshold_bytes as u64)
-        )?;
-        return Ok(());
+        let more = if stats.not_running.blocks > 0 { " with the drainer running" } else { "" };
+        let threshold = Size(view.config.threshold_bytes as u64);
+        return writeln!(out, "  no block of {threshold} or more was freed{more}");
     }
     header(out)?;
     stats.forget_sizes();
@@ -158,7 +155,7 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
         + bursts.contended_blocks
         + bursts.out_of_reach_blocks;
     if bursts.deferred.blocks == 0 && inline == 0 {
-        return out.write_str("\nno burst of small frees was deferred\n");
+        return out.write_str("\n  no burst of small frees was deferred\n");
     }
     writeln!(out, "\n  {:<26}{:>12}{:>12}", "small blocks in bursts", "blocks", "bytes")?;
     for (name, Tally { blocks, bytes }) in [
