@@ -68,9 +68,9 @@ fn large(out: &mut impl Write, view: &View<'_>, stats: &mut Stats) -> fmt::Resul
     let tallies = columns(stats);
     let blocks = tallies.map(|tally| tally.blocks);
     line(out, format_args!("all, blocks"), blocks.map(Some))?;
-    write!(out, "  {:<26}", "all, bytes")?;
+    write!(out, "  {:<24}", "all, bytes")?;
     for tally in tallies {
-        write!(out, "{:>12}", Size(tally.bytes))?;
+        write!(out, "{:>11}", Size(tally.bytes))?;
     }
     out.write_str("\n")
 }
@@ -97,9 +97,9 @@ fn header(out: &mut impl Write) -> fmt::Result {
         ["large blocks", "", "taken", "freed by", "made way", "at once:", "at once:", ""],
         ["of up to", "freed", "back", "drainer", "for others", "bound", "no room", "waiting"],
     ] {
-        write!(out, "  {first:<26}")?;
+        write!(out, "  {first:<24}")?;
         for word in rest {
-            write!(out, "{word:>12}")?;
+            write!(out, "{word:>11}")?;
         }
         out.write_str("\n")?;
     }
@@ -118,19 +118,19 @@ fn size_row(out: &mut impl Write, row: &SizeStats, by_doubling: bool) -> fmt::Re
         row.queue_full,
         row.pending,
     ];
-    line(out, format_args!("{:>12}{own}", Size(bytes)), numbers.map(|n| Some(n).filter(|&n| n > 0)))
+    line(out, format_args!("{:>11}{own}", Size(bytes)), numbers.map(|n| Some(n).filter(|&n| n > 0)))
 }
 
 /// A line of numbers; a dot for those that are of no interest.
 fn line(out: &mut impl Write, name: fmt::Arguments<'_>, numbers: [Option<u64>; 7]) -> fmt::Result {
     let mut counted = Counted { out, n: 0 };
     write!(counted, "  {name}")?;
-    let width = 28usize.saturating_sub(counted.n);
+    let width = 26usize.saturating_sub(counted.n);
     write!(out, "{:width$}", "")?;
     for number in numbers {
         match number {
-            Some(number) => write!(out, "{number:>12}")?,
-            None => write!(out, "{:>12}", ".")?,
+            Some(number) => write!(out, "{number:>11}")?,
+            None => write!(out, "{:>11}", ".")?,
         }
     }
     out.write_str("\n")
@@ -157,24 +157,24 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
     if bursts.deferred.blocks == 0 && inline == 0 {
         return out.write_str("\n  no burst of small frees was deferred\n");
     }
-    writeln!(out, "\n  {:<26}{:>12}{:>12}", "small blocks in bursts", "blocks", "bytes")?;
+    writeln!(out, "\n  {:<24}{:>11}{:>11}", "small blocks in bursts", "blocks", "bytes")?;
     for (name, Tally { blocks, bytes }) in [
         ("deferred", bursts.deferred),
         ("  freed by drainer", bursts.drained),
         ("  freed when allocating", bursts.paid_back),
         ("  waiting", bursts.pending),
     ] {
-        writeln!(out, "  {name:<26}{blocks:>12}{:>12}", Size(bytes))?;
+        writeln!(out, "  {name:<24}{blocks:>11}{:>11}", Size(bytes))?;
     }
-    writeln!(out, "  {:<26}{inline:>12}", "freed at once")?;
+    writeln!(out, "  {:<24}{inline:>11}", "freed at once")?;
     for (why, blocks) in [
         ("  bound", bursts.over_bound_blocks),
         ("  no room", bursts.no_chunk_blocks),
-        ("  drainer was collecting", bursts.contended_blocks),
+        ("  drainer collecting", bursts.contended_blocks),
         ("  address too far away", bursts.out_of_reach_blocks),
     ] {
         if blocks > 0 {
-            writeln!(out, "  {why:<26}{blocks:>12}")?;
+            writeln!(out, "  {why:<24}{blocks:>11}")?;
         }
     }
     Ok(())
@@ -188,18 +188,18 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
         let why = if stats.start_failed { "could not be started" } else { "did not run yet" };
         writeln!(
             out,
-            "  {:<26}{blocks} large blocks, {}: the drainer {why}",
+            "  {:<24}{blocks} large blocks, {}: the drainer {why}",
             "freed at once",
             Size(bytes)
         )?;
     }
     let lost = stats.lost_in_fork_bytes;
     if lost > 0 {
-        writeln!(out, "  {:<26}{} waited in the parent", "lost in the fork", Size(lost))?;
+        writeln!(out, "  {:<24}{} waited in the parent", "lost in the fork", Size(lost))?;
     }
-    writeln!(out, "  {:<26}{}", "waited at most", Size(stats.peak_pending_bytes))?;
+    writeln!(out, "  {:<24}{}", "waited at most", Size(stats.peak_pending_bytes))?;
     let Stats { purges, release_calls, released_bytes, .. } = *stats;
-    write!(out, "  {:<26}{purges} purges", "returned to the system")?;
+    write!(out, "  {:<24}{purges} purges", "returned to the system")?;
     if release_calls > 0 {
         write!(
             out,
@@ -209,20 +209,20 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
     }
     out.write_str("\n")?;
     if stats.drainer_running {
-        write!(out, "  {:<26}{}", "drainer's CPU time", Time(stats.drainer_cpu_ns))?;
+        write!(out, "  {:<24}{}", "drainer's CPU time", Time(stats.drainer_cpu_ns))?;
         if let Some(ns) = view.process_cpu_ns {
             write!(out, " of the process's {}", Time(ns))?;
         }
         out.write_str("\n")?;
     } else {
-        writeln!(out, "  {:<26}not started", "drainer")?;
+        writeln!(out, "  {:<24}not started", "drainer")?;
     }
     Ok(())
 }
 
 fn free_latency(out: &mut impl Write, latency: &FreeLatency, timer_ns: u64) -> fmt::Result {
     let n = latency.samples;
-    write!(out, "  {:<26}{n} frees", "a large free cost")?;
+    write!(out, "  {:<24}{n} frees", "a large free cost")?;
     for (name, quantile) in [
         ("p50", latency.p50_ns),
         ("p90", latency.p90_ns),
@@ -242,10 +242,10 @@ fn free_latency(out: &mut impl Write, latency: &FreeLatency, timer_ns: u64) -> f
 fn settings(out: &mut impl Write, view: &View<'_>) -> fmt::Result {
     let config = view.config;
     if !config.enabled {
-        return writeln!(out, "  {:<26}DEFERFREE=off", "settings");
+        return writeln!(out, "  {:<24}DEFERFREE=off", "settings");
     }
     let threshold = Setting(config.threshold_bytes as u64);
-    write!(out, "  {:<26}THRESHOLD={threshold} ", "settings, DEFERFREE_")?;
+    write!(out, "  {:<24}THRESHOLD={threshold} ", "settings, DEFERFREE_")?;
     match config.burst {
         Some(n_frees) => write!(out, "BURST={n_frees} ")?,
         None => out.write_str("BURST=off ")?,
