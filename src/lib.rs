@@ -1,3 +1,5 @@
+//! [migrating]: _migrating
+//!
 #![doc = include_str!("../README.md")]
 //!
 //! # In this crate
@@ -34,6 +36,10 @@ mod stats;
 mod config;
 mod backing;
 mod sys;
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/migrating.md")]
+pub mod _migrating {}
 
 pub use allocator::DeferFree;
 pub use backing::{Backing, Mimalloc};

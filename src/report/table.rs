@@ -94,8 +94,17 @@ fn columns(stats: &Stats) -> [Tally; 7] {
 
 fn header(out: &mut impl Write) -> fmt::Result {
     for [first, rest @ ..] in [
-        ["large blocks", "", "taken", "freed by", "made way", "at once:", "at once:", ""],
-        ["of up to", "freed", "back", "drainer", "for others", "bound", "no room", "waiting"],
+        [
+            "large blocks",
+            "freed",
+            "taken",
+            "freed by",
+            "made way",
+            "at once:",
+            "at once:",
+            "waiting",
+        ],
+        ["of up to", "", "back", "drainer", "for others", "bound", "no room", "now"],
     ] {
         write!(out, "  {first:<24}")?;
         for word in rest {
@@ -199,12 +208,13 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
     }
     writeln!(out, "  {:<24}{}", "waited at most", Size(stats.peak_pending_bytes))?;
     let Stats { purges, release_calls, released_bytes, .. } = *stats;
-    write!(out, "  {:<24}{purges} purges", "returned to the system")?;
+    write!(out, "  {:<24}{purges} purge{}", "returned to the system", plural(purges))?;
     if release_calls > 0 {
         write!(
             out,
-            "; of blocks that are unmapped {} in {release_calls} calls",
-            Size(released_bytes)
+            "; of blocks that are unmapped {} in {release_calls} call{}",
+            Size(released_bytes),
+            plural(release_calls)
         )?;
     }
     out.write_str("\n")?;
@@ -218,6 +228,10 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
         writeln!(out, "  {:<24}not started", "drainer")?;
     }
     Ok(())
+}
+
+fn plural(n: u64) -> &'static str {
+    if n == 1 { "" } else { "s" }
 }
 
 fn free_latency(out: &mut impl Write, latency: &FreeLatency, timer_ns: u64) -> fmt::Result {
