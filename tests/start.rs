@@ -217,7 +217,8 @@ fn refused_child(n_refused: usize) {
     let stats = GLOBAL.stats();
     assert!(!stats.drainer_running);
     assert_eq!((stats.handed_over.blocks, stats.pending.blocks), (0, 0));
-    assert!(stats.not_running.blocks >= N, "{stats:?}");
+    assert!(stats.not_running.blocks >= N && stats.start_failed, "{stats:?}");
+    assert!(stats.not_running.bytes >= N * 2 * MIB as u64, "{stats:?}");
     // Without a drainer flush purges on the calling thread.
     GLOBAL.flush();
     assert!(common::rss() < before + 50 * MIB);

@@ -5,7 +5,8 @@
 //! in place, or left half written, `disk`; with the signals of a failing write let through, `disk` and
 //! `standard_error`; with a `format!` in the handler, `allocates_nothing`; with the handler registered
 //! when the drainer starts, `exit_handlers`; with `alloc_large` not counting small blocks, `latency`; with
-//! totals that are not the sums of the sizes shown, `busy`.
+//! totals that are not the sums of the sizes shown, `busy`; with the rights of the program not looked at,
+//! `privileged`; with each call counted twice, `released`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -88,6 +89,8 @@ fn main() -> ExitCode {
             ("busy", busy),
             ("adds_up_at_all_times", adds_up_at_all_times),
             ("bursts", bursts),
+            ("released", released),
+            ("privileged", privileged),
         ]);
     };
     match case.as_str() {
@@ -97,6 +100,12 @@ fn main() -> ExitCode {
         }
         "work 7" => {
             work();
+            std::process::exit(7);
+        }
+        "work as whom" => {
+            work();
+            // SAFETY: returns a number.
+            print!("{}", unsafe { libc::getauxval(libc::AT_SECURE) });
             std::process::exit(7);
         }
         "sigpipe 7" => {
@@ -130,6 +139,7 @@ fn main() -> ExitCode {
         "busy" => busy_child(),
         "adds_up" => adds_up_child(),
         "bursts" => bursts_child(),
+        "released" => released_child(),
         _ => panic!("{case}"),
     }
     ExitCode::SUCCESS
@@ -750,4 +760,64 @@ fn bursts_child() {
     }
     GLOBAL.0.flush();
     drop(black_box(blocks));
+}
+
+/// Blocks whose free unmaps them are released by system calls of 4 MiB at most.
+fn released() {
+    let output = run_child("released", &[("DEFERFREE_STATS", "1")], SECS);
+    output.expect_code(0);
+    let table = &output.stderr;
+    let returned = line(table, "returned to the system");
+    assert!(returned.ends_with("; of blocks that are unmapped 10.0 MiB in 3 calls"), "{table}");
+    assert!(line(table, "10.0 MiB, unmapped").starts_with("1 "), "{table}");
+}
+
+fn released_child() {
+    let layout = Layout::from_size_align(10 * MIB, 128 * KIB).unwrap();
+    // SAFETY: a valid layout, a block of that size, freed once.
+    unsafe {
+        let block = GLOBAL.alloc(layout);
+        block.write_bytes(1, layout.size());
+        GLOBAL.dealloc(block, layout);
+    }
+    GLOBAL.0.flush();
+    let stats = stats();
+    assert_eq!((stats.released_bytes, stats.release_calls), (10 * MIB as u64, 3));
+    let own: Vec<_> = GLOBAL.0.stats_by_size().filter(|size| size.own_mapping).collect();
+    assert_eq!((own.len(), own[0].drained), (1, 1), "{own:?}");
+}
+
+/// A program with more rights than its user writes no file where that user says.
+fn privileged() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const NOBODY: u32 = 65534;
+    // SAFETY: returns a number.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("SKIPPED: only root can make a setuid program of another user's");
+        return;
+    }
+    let directory = directory("privileged");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    let program = directory.join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    for (setuid, n_files) in [(false, 1), (true, 0)] {
+        chown(&program, Some(NOBODY), Some(NOBODY)).unwrap();
+        let mode = if setuid { 0o4755 } else { 0o755 };
+        fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new(&program);
+        let report = directory.join("report.json");
+        command.env("TEST_CASE", "work as whom").env("DEFERFREE_STATS", &report);
+        command.stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command.process_group(0);
+        let output = finish(command, SECS);
+        output.expect_code(7);
+        if setuid && output.stdout == "0" {
+            println!("SKIPPED: setuid programs are not honoured in {}", directory.display());
+            break;
+        }
+        assert_eq!(files(&directory).len(), 1 + n_files, "{setuid}: {output:?}");
+        let _ = fs::remove_file(report);
+    }
+    fs::remove_file(program).unwrap();
 }
