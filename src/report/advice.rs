@@ -110,15 +110,15 @@ impl fmt::Display for Advice<'_> {
             ),
             Finding::OverBound { inline, of } => write!(
                 f,
-                "{} % of the large blocks ({inline} of {of}) were freed at once because {bound} \
-                 waited already: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
+                "{} % of the large blocks ({inline} of {of}) were freed at once because no more than \
+                 {bound} may wait: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
                 percent(inline, of),
                 Setting(higher_bound(config, self.stats.over_bound))
             ),
             Finding::BurstsOverBound { inline, of } => write!(
                 f,
-                "{} % of the small blocks in bursts ({inline} of {of}) were freed at once because \
-                 {bound} waited already: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
+                "{} % of the small blocks in bursts ({inline} of {of}) were freed at once because no \
+                 more than {bound} may wait: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
                 percent(inline, of),
                 Setting(higher_bound(config, self.stats.bursts.deferred))
             ),
@@ -216,8 +216,8 @@ mod tests {
                 config(),
                 Stats { over_bound: tally(60), ..freed(100) },
                 Finding::OverBound { inline: 60, of: 100 },
-                "60 % of the large blocks (60 of 100) were freed at once because 1G waited already: \
-                 if there is memory for it, try DEFERFREE_MAX_PENDING=2G",
+                "60 % of the large blocks (60 of 100) were freed at once because no more \
+                 than 1G may wait: if there is memory for it, try DEFERFREE_MAX_PENDING=2G",
             ),
             (
                 Config { max_pending_bytes: 0, ..config() },

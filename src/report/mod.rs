@@ -17,22 +17,22 @@
 
 mod advice;
 mod json;
+mod not_running;
 mod out;
+mod path;
 mod table;
 
 use std::cell::UnsafeCell;
-use std::ffi::CStr;
-use std::fmt::Write as _;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use std::time::Instant;
 
+pub(crate) use self::not_running::NotRunning;
 use self::out::Out;
 use crate::config::{self, Config, ReportTo, Reporting, say};
 use crate::latency::FREES;
-use crate::lifecycle;
-use crate::stats::{SizeStats, Stats, Tally};
+use crate::stats::{SizeStats, Stats};
 use crate::sys;
 
 /// What has the numbers: a `Runtime`, whatever it stands on.
@@ -42,54 +42,6 @@ pub(crate) trait Source {
     fn stats(&self) -> Stats;
     /// Those of the size classes of which any block was freed.
     fn for_each_size(&self, f: &mut dyn FnMut(&SizeStats));
-}
-
-/// Large blocks that were freed while no drainer ran.
-#[derive(Debug)]
-pub(crate) struct NotRunning {
-    generation: AtomicU32,
-    blocks: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl NotRunning {
-    pub(crate) const fn new() -> NotRunning {
-        NotRunning {
-            generation: AtomicU32::new(0),
-            blocks: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        let (counted, now) = (self.generation.load(Ordering::Relaxed), lifecycle::generation());
-        if counted != now {
-            // What the parent counted is the parent's. Of several threads that come first in a child, what
-            // the others counted a moment ago may be lost.
-            let first = self.generation.compare_exchange(
-                counted,
-                now,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
-            if first.is_ok() {
-                self.blocks.store(0, Ordering::Relaxed);
-                self.bytes.store(0, Ordering::Relaxed);
-            }
-        }
-        self.blocks.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn tally(&self) -> Tally {
-        if self.generation.load(Ordering::Relaxed) != lifecycle::generation() {
-            return Tally::default();
-        }
-        Tally {
-            blocks: self.blocks.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
-    }
 }
 
 /// Longest path of a report.
@@ -155,10 +107,10 @@ pub(crate) fn claim<S: Source + 'static>(
     unsafe { (*REPORT.claim.get()).write(claim) };
     // Release pairs with the Acquire in `at_exit`.
     state.store(CLAIMED, Ordering::Release);
-    // Without the first there is no report; without the second a child shows its parent's failed start.
     if !sys::at_exit(at_exit) {
         say(format_args!("cannot register for exit; there will be no statistics"));
     }
+    // When it is refused, a child's report has some numbers of its parent's in it.
     let _ = sys::at_fork(nothing, nothing, forked_child);
     true
 }
@@ -171,7 +123,7 @@ unsafe fn source_of<S: Source + 'static>(runtime: *const ()) -> *const dyn Sourc
 
 /// The allocator that has claimed the report has started its runtime.
 pub(crate) fn started<S: Source>(runtime: &S) {
-    // Release pairs with the Acquire in `Report::source`.
+    // Release pairs with the Acquire in `at_exit`.
     REPORT.runtime.store(ptr::from_ref(runtime).cast_mut().cast(), Ordering::Release);
 }
 
@@ -247,6 +199,7 @@ extern "C" fn at_exit() {
         timer_ns: if latency { timer_ns() } else { 0 },
     };
     match claim.reporting.to {
+        // Nothing is claimed then.
         ReportTo::Nowhere => {}
         ReportTo::StandardError => {
             let mut out_of = |bytes: &[u8]| sys::write_stderr(bytes);
@@ -271,7 +224,7 @@ fn timer_ns() -> u64 {
 /// Writes JSON to the file that the pattern names, all of it or nothing.
 fn to_file(pattern: &[u8], view: &View<'_>) {
     let mut path = [0; PATH_BYTES + 64];
-    let Some(path) = expand(pattern, view.process, &mut path) else {
+    let Some(path) = path::expand(pattern, view.process, &mut path) else {
         return say(format_args!("cannot write statistics: the path is too long"));
     };
     let written = sys::replace_file(path, |take| {
@@ -286,43 +239,6 @@ fn to_file(pattern: &[u8], view: &View<'_>) {
     }
 }
 
-/// Copies `pattern`, up to its first zero, to `path` with the process's number in place of `%p`; `None`
-/// when there is no room for that.
-fn expand<'a>(pattern: &[u8], process: u32, path: &'a mut [u8]) -> Option<&'a CStr> {
-    let mut copy = Path { bytes: path, len: 0 };
-    let mut rest = pattern.split(|&byte| byte == 0).next()?;
-    while let [byte, after @ ..] = rest {
-        if let [b'%', b'p', after @ ..] = rest {
-            rest = after;
-            write!(copy, "{process}").ok()?;
-        } else {
-            rest = after;
-            copy.push(*byte)?;
-        }
-    }
-    copy.push(0)?;
-    CStr::from_bytes_until_nul(path).ok()
-}
-
-struct Path<'a> {
-    bytes: &'a mut [u8],
-    len: usize,
-}
-
-impl Path<'_> {
-    fn push(&mut self, byte: u8) -> Option<()> {
-        *self.bytes.get_mut(self.len)? = byte;
-        self.len += 1;
-        Some(())
-    }
-}
-
-impl std::fmt::Write for Path<'_> {
-    fn write_str(&mut self, s: &str) -> std::fmt::Result {
-        s.bytes().try_for_each(|byte| self.push(byte)).ok_or(std::fmt::Error)
-    }
-}
-
 unsafe extern "C" fn nothing() {}
 
 /// On the child's only thread.
@@ -333,30 +249,4 @@ unsafe extern "C" fn forked_child() {
     // child's is its own.
     let _ = REPORT.state.compare_exchange(READING, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
     FREES.reset();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::expand;
-
-    #[test]
-    fn the_process_number_takes_its_place() {
-        for (pattern, expected) in [
-            (&b"/tmp/a.json\0\0"[..], &b"/tmp/a.json"[..]),
-            (b"/%p/%p.json\0", b"/42/42.json"),
-            (b"%\0", b"%"),
-            (b"%%p\0", b"%42"),
-            (b"a%d\xff/\0", b"a%d\xff/"),
-        ] {
-            let mut path = [1; 16];
-            assert_eq!(expand(pattern, 42, &mut path).map(|path| path.to_bytes()), Some(expected));
-        }
-        for (pattern, fits) in [
-            (&b"/very/long/%p\0"[..], true),
-            (b"/very/long/p%p\0", false),
-            (b"/very/long/ppp\0", false),
-        ] {
-            assert_eq!(expand(pattern, 42, &mut [1; 14]).is_some(), fits);
-        }
-    }
 }

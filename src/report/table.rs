@@ -164,7 +164,9 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
         + bursts.contended_blocks
         + bursts.out_of_reach_blocks;
     if bursts.deferred.blocks == 0 && inline == 0 {
-        return out.write_str("\n  no burst of small frees was deferred\n");
+        return out.write_str(
+            "\n  no burst of small frees was deferred: there was none, or of blocks close together\n",
+        );
     }
     writeln!(out, "\n  {:<24}{:>11}{:>11}", "small blocks in bursts", "blocks", "bytes")?;
     for (name, Tally { blocks, bytes }) in [
