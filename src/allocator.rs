@@ -44,8 +44,8 @@ use crate::sys;
 ///
 /// # Fork
 ///
-/// The child has no drainer until its first large allocation, which starts one. The blocks that
-/// waited in the parent are lost to the child ([`Stats::lost_in_fork_bytes`]); they are shared pages
+/// The child has no drainer until its first large allocation or burst, which starts one. The large
+/// blocks that waited in the parent are lost to the child ([`Stats::lost_in_fork_bytes`]); they are shared pages
 /// that cost it nothing until one side writes to them. `fork` waits for the drainer to come out of
 /// the allocator, which takes as long as one purge at most: some tens of milliseconds per GiB.
 /// A child made by the raw `clone` system call, past the C library, runs no handlers: it must not use

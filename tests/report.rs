@@ -9,6 +9,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "common/taken_apart.rs"]
+mod taken_apart;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashMap;
@@ -21,12 +23,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::report::{SECS, blocks, check_sums, directory, files, line, to_json, work};
 use common::{
     KIB, MIB, command, finish, fork, run_child, thread_refuser, touched, wait_ok, wait_until,
 };
 use deferfree::DeferFree;
 use serde_json::Value;
+use taken_apart::{SECS, blocks, check_sums, directory, files, line, to_json, work};
 
 /// Counts the calls, so that a test can tell whether there were any.
 struct Counting(DeferFree, AtomicU64);

@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "common/taken_apart.rs"]
+mod taken_apart;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
@@ -14,10 +16,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::report::{FATES, SECS, blocks, check_work, directory, line, to_json, work};
 use common::{KIB, MIB, run_child, sleep_ms, wait_until};
 use deferfree::{DeferFree, Stats, Tally};
 use serde_json::Value;
+use taken_apart::{FATES, SECS, blocks, check_work, directory, line, to_json, work};
 
 #[global_allocator]
 static GLOBAL: DeferFree = DeferFree::new();

@@ -5,7 +5,6 @@
 #![allow(dead_code)]
 
 pub(crate) mod content;
-pub(crate) mod report;
 pub(crate) mod tracking;
 
 /// A mutex that the thread sanitizer sees through, as it is compiled together with the tests: std's is

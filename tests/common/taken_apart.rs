@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use deferfree::DeferFree;
 use serde_json::Value;
 
-use super::{MIB, Output, command, finish, touched};
+use super::common::{MIB, Output, command, finish, touched};
 
 pub(crate) const SECS: u64 = 30;
 
