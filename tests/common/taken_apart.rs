@@ -1,5 +1,8 @@
 //! What is common to the tests of reports: a program whose numbers are known, and reports taken apart.
 
+// Each test file uses a part of this.
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
