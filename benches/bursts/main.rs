@@ -7,8 +7,6 @@
 #[cfg(target_os = "linux")]
 mod shapes;
 #[cfg(target_os = "linux")]
-mod structures;
-#[cfg(target_os = "linux")]
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(target_os = "linux")]

@@ -4,11 +4,11 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::structures::{STRUCTURES, Structure};
 use crate::support::allocator::Contender;
 use crate::support::children::{Case, Report, Results};
 use crate::support::memory::{cpu_time, rss_bytes};
 use crate::support::section::{PEAK_LIMIT, Section};
+use crate::support::structures::{STRUCTURES, Structure};
 use crate::support::table::{self, Column, MS, bar, bar_no_slower, column, ratio, worst};
 use crate::support::timing::nanos;
 use crate::support::{MIB, Scale};

@@ -6,11 +6,11 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
-use crate::structures::STRUCTURES;
 use crate::support::allocator::Contender;
 use crate::support::children::{Case, Report, Results};
 use crate::support::memory::rss_bytes;
 use crate::support::section::{PEAK_LIMIT, Section};
+use crate::support::structures::STRUCTURES;
 use crate::support::table::{self, Column, MS, bar, bar_no_slower, column, worst};
 use crate::support::timing::nanos;
 use crate::support::{MIB, Scale};

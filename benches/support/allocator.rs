@@ -1,5 +1,5 @@
-//! The global allocator of a bench: one of the contenders, chosen per process by an environment
-//! variable.
+//! The global allocator of a bench: that of one of the contenders, chosen per process by an
+//! environment variable.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use deferfree::DeferFree;
 use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
 pub(crate) const VARIABLE: &str = "BENCH_ALLOCATOR";
 const VARIABLE_C: &CStr = c"BENCH_ALLOCATOR";
 
-/// A new contender needs a variant, a name in `NAMED` and an arm in `with_chosen!`.
+/// A new contender needs a variant, a name in `NAMED` and an arm in `of_this_process` and in
+/// `with_chosen!`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub(crate) enum Contender {
@@ -23,11 +25,25 @@ pub(crate) enum Contender {
     /// mimalloc whose `dealloc` does nothing: what a drop costs besides freeing. It leaks, so it is
     /// for one drop and no more.
     Floor,
+    /// mimalloc that purges within the free.
+    MimallocPurge0,
+    /// jemalloc as the `tikv-jemallocator` crate has it.
+    Jemalloc,
+    JemallocBackground,
+    /// The system's allocator in a program that drops values by `thread::spawn`.
+    Spawn,
+    /// The system's allocator in a program that drops values by the `defer-drop` crate.
+    DeferDrop,
 }
 
-const NAMED: [(Contender, &str); 4] = [
+const NAMED: [(Contender, &str); 9] = [
     (Contender::System, "glibc"),
     (Contender::Mimalloc, "mimalloc"),
+    (Contender::MimallocPurge0, "mimalloc purge 0"),
+    (Contender::Jemalloc, "jemalloc"),
+    (Contender::JemallocBackground, "jemalloc bg thread"),
+    (Contender::Spawn, "thread::spawn"),
+    (Contender::DeferDrop, "defer-drop"),
     (Contender::Deferfree, "deferfree"),
     (Contender::Floor, "floor"),
 ];
@@ -65,6 +81,16 @@ impl Contender {
         NAMED.iter().find(|(_, known)| known.as_bytes() == name).map(|(contender, _)| *contender)
     }
 
+    /// What the contender's processes find in their environment.
+    pub(crate) fn environment(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::MimallocPurge0 => Some(("MIMALLOC_PURGE_DELAY", "0")),
+            // `tikv-jemalloc-sys` gives jemalloc this prefix, and its variable too.
+            Self::JemallocBackground => Some(("_RJEM_MALLOC_CONF", "background_thread:true")),
+            _ => None,
+        }
+    }
+
     /// The contender of this process; the system's allocator in the parent, which is not told one.
     #[inline]
     pub(crate) fn of_this_process() -> Self {
@@ -73,6 +99,11 @@ impl Contender {
             3 => Self::Deferfree,
             4 => Self::Floor,
             1 => Self::System,
+            5 => Self::MimallocPurge0,
+            6 => Self::Jemalloc,
+            7 => Self::JemallocBackground,
+            8 => Self::Spawn,
+            9 => Self::DeferDrop,
             _ => read_choice(),
         }
     }
@@ -106,8 +137,13 @@ pub(crate) struct Switch;
 macro_rules! with_chosen {
     ($method:ident($($argument:expr),*)) => {
         match Contender::of_this_process() {
-            Contender::System => System.$method($($argument),*),
-            Contender::Mimalloc => MiMalloc.$method($($argument),*),
+            Contender::System | Contender::Spawn | Contender::DeferDrop => {
+                System.$method($($argument),*)
+            }
+            Contender::Mimalloc | Contender::MimallocPurge0 => MiMalloc.$method($($argument),*),
+            Contender::Jemalloc | Contender::JemallocBackground => {
+                Jemalloc.$method($($argument),*)
+            }
             Contender::Deferfree => DEFERFREE.$method($($argument),*),
             Contender::Floor => Leaking.$method($($argument),*),
         }

@@ -105,6 +105,35 @@ pub(crate) struct Spread {
 }
 
 impl Results {
+    pub(crate) fn new(contenders: Vec<Contender>) -> Self {
+        Self { cases: Vec::new(), contenders, values: HashMap::new() }
+    }
+
+    pub(crate) fn push(&mut self, case: &str, contender: Contender, key: String, value: f64) {
+        self.values.entry((case.to_owned(), contender, key)).or_default().push(value);
+    }
+
+    /// The figures of each repetition, by key.
+    pub(crate) fn of_each_run<'a>(
+        &'a self,
+        case: &'a str,
+        contender: Contender,
+    ) -> impl Iterator<Item = (&'a str, &'a [f64])> {
+        let of = move |((c, who, key), values): (&'a (String, Contender, String), &'a Vec<f64>)| {
+            (c == case && *who == contender).then_some((key.as_str(), values.as_slice()))
+        };
+        self.values.iter().filter_map(of)
+    }
+
+    /// Takes over the cases of an earlier run that are not in this one.
+    pub(crate) fn absorb(&mut self, earlier: Self) {
+        let is_new = |case: &String| !self.cases.contains(case);
+        let kept: Vec<String> = earlier.cases.into_iter().filter(is_new).collect();
+        let values = earlier.values.into_iter().filter(|((case, ..), _)| kept.contains(case));
+        self.values.extend(values);
+        self.cases.extend(kept);
+    }
+
     pub(crate) fn get(&self, case: &str, contender: Contender, key: &str) -> Option<Spread> {
         let mut values = self.values.get(&(case.to_owned(), contender, key.to_owned()))?.clone();
         values.sort_unstable_by(f64::total_cmp);
@@ -132,7 +161,7 @@ pub(crate) fn run(
         Ok(n) => n.parse().ok().filter(|n| *n > 0).ok_or(format!("{REPETITIONS_VARIABLE}={n}?"))?,
         Err(_) => repetitions,
     };
-    let mut results = Results { cases: Vec::new(), contenders, values: HashMap::new() };
+    let mut results = Results::new(contenders);
     for case in cases {
         let available = machine::available_bytes();
         if case.needs_bytes as u64 > available / 4 * 3 {
@@ -142,7 +171,7 @@ pub(crate) fn run(
         }
         results.cases.push(case.name.clone());
         for repetition in 1..=repetitions {
-            for &contender in &results.contenders {
+            for contender in results.contenders.clone() {
                 let name = contender.name();
                 eprintln!("[{section}] {}: {name}, {repetition} of {repetitions}", case.name);
                 // An eighth on top: allocators round up.
@@ -150,8 +179,7 @@ pub(crate) fn run(
                 let figures = run_child(section, case, contender, scale)
                     .map_err(|error| format!("{section}, {}, {name}: {error}", case.name))?;
                 for (key, value) in figures {
-                    let of = (case.name.clone(), contender, key);
-                    results.values.entry(of).or_default().push(value);
+                    results.push(&case.name, contender, key, value);
                 }
             }
         }
@@ -182,6 +210,7 @@ fn run_child(
         .env(allocator::VARIABLE, contender.name())
         .env(SECTION_VARIABLE, section)
         .env(CASE_VARIABLE, &case.name)
+        .envs(contender.environment())
         .envs(case.variable.clone())
         .env(SCALE_VARIABLE, scale.name())
         .output()

@@ -7,27 +7,29 @@ pub(crate) fn available_bytes() -> u64 {
     proc_field_bytes("/proc/meminfo", "MemAvailable:").unwrap_or(u64::MAX)
 }
 
-pub(crate) fn describe() -> String {
+/// What figures depend on, each with its name.
+pub(crate) fn facts() -> Vec<(&'static str, String)> {
     let read =
         |path: &str| std::fs::read_to_string(path).map_or("?".into(), |s| s.trim().to_owned());
     let thp = read("/sys/kernel/mm/transparent_hugepage/enabled");
-    let thp = thp
-        .split_once('[')
-        .and_then(|(_, rest)| rest.split_once(']'))
-        .map_or("?", |(mode, _)| mode);
+    let thp = thp.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     let n_cores = std::thread::available_parallelism().map_or(0, |n| n.get());
     let memory = proc_field_bytes("/proc/meminfo", "MemTotal:").unwrap_or(0) as f64 / GIB as f64;
     let cpu = read("/proc/cpuinfo");
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
     // SAFETY: it only returns a constant.
     let mimalloc = unsafe { libmimalloc_sys::mi_version() };
-    format!(
-        "machine: {n_cores} cores ({}), {memory:.0} GiB ({} MiB available), Linux {}, \
-         huge pages: {thp}\n\
-         versions: deferfree {}, mimalloc {mimalloc} (its own number: 3.3.2 is 30302)",
-        cpu.trim_start_matches([' ', '\t', ':']),
-        available_bytes() / MIB as u64,
-        read("/proc/sys/kernel/osrelease"),
-        env!("CARGO_PKG_VERSION"),
-    )
+    vec![
+        ("CPU", format!("{n_cores} cores ({})", cpu.trim_start_matches([' ', '\t', ':']))),
+        ("memory", format!("{memory:.0} GiB")),
+        ("kernel", format!("Linux {}", read("/proc/sys/kernel/osrelease"))),
+        ("huge pages", thp.map_or("?", |(mode, _)| mode).to_owned()),
+        ("deferfree", env!("CARGO_PKG_VERSION").to_owned()),
+        ("mimalloc", format!("{mimalloc} (its own number: 3.3.2 is 30302)")),
+    ]
+}
+
+pub(crate) fn describe() -> String {
+    let facts: Vec<_> = facts().iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
+    format!("{}; {} MiB available", facts.join("; "), available_bytes() / MIB as u64)
 }

@@ -13,6 +13,7 @@ pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod random;
 pub(crate) mod section;
+pub(crate) mod structures;
 pub(crate) mod table;
 pub(crate) mod timing;
 

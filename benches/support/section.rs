@@ -33,9 +33,14 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn main(&self) -> ExitCode {
+        self.main_with(Self::parent)
+    }
+
+    /// For a bench whose parent does more than print tables.
+    pub(crate) fn main_with(&self, parent: impl Fn(&Self) -> Result<(), String>) -> ExitCode {
         let outcome = match children::assignment() {
             Some((section, case, scale)) => self.child(&section, &case, scale),
-            None => self.parent(),
+            None => parent(self),
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
@@ -55,6 +60,21 @@ impl Bench {
         Ok(())
     }
 
+    /// The sections and cases that `section/case` names parts of.
+    pub(crate) fn chosen(
+        &self,
+        filter: &str,
+        scale: Scale,
+    ) -> impl Iterator<Item = (&'static Section, Vec<Case>)> {
+        let (section_filter, case_filter) = filter.split_once('/').unwrap_or((filter, ""));
+        let sections = self.sections.iter().filter(move |it| it.name.contains(section_filter));
+        sections.map(move |section| {
+            let mut cases = (section.cases)(scale);
+            cases.retain(|case| case.name.contains(case_filter));
+            (*section, cases)
+        })
+    }
+
     fn parent(&self) -> Result<(), String> {
         (self.first)();
         if std::env::args().any(|argument| argument == "--list") {
@@ -62,19 +82,13 @@ impl Bench {
         }
         let mut arguments = std::env::args().skip(1);
         let filter = arguments.find(|argument| !argument.starts_with('-')).unwrap_or_default();
-        let (section_filter, case_filter) = filter.split_once('/').unwrap_or((&filter, ""));
         let scale = Scale::from_arguments();
         println!("\n{}", machine::describe());
         println!("cells: medians (min..max) of the repetitions; scale: {}", scale.name());
         if scale == Scale::Test {
             println!("a test run: its figures and verdicts mean nothing");
         }
-        for section in self.sections {
-            if !section.name.contains(section_filter) {
-                continue;
-            }
-            let mut cases = (section.cases)(scale);
-            cases.retain(|case| case.name.contains(case_filter));
+        for (section, cases) in self.chosen(&filter, scale) {
             println!("\n== {}: {}", section.name, section.about);
             let repetitions = scale.pick(section.repetitions, 1, 1);
             let results = children::run(section.name, &cases, repetitions, scale, self.contenders)?;

@@ -121,7 +121,7 @@ pub(crate) fn bar(what: &str, unit: &str, worst: Option<(f64, &str)>, limit: f64
 }
 
 /// How far apart two medians of the same thing lie on a noisy machine.
-const NOISE: f64 = 1.05;
+pub(crate) const NOISE: f64 = 1.05;
 
 /// Holds `key` against plain mimalloc's: no more, save for noise. A case is over if its ratio is
 /// above the noise, or if all repetitions (three or more) are above all of mimalloc's.

@@ -1,0 +1,137 @@
+//! The bars that this crate is held to: what this bench shows of them, and which bench shows the rest.
+
+use crate::record::Record;
+use crate::report::significant;
+use crate::support::allocator::Contender::{self, Deferfree, JemallocBackground, Mimalloc};
+use crate::support::children::Results;
+use crate::support::table::{MIB, NOISE, ratio};
+
+pub(crate) struct Bar {
+    pub(crate) what: &'static str,
+    pub(crate) figure: String,
+    pub(crate) is_met: Option<bool>,
+    pub(crate) shown_by: &'static str,
+}
+
+impl Bar {
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.shown_by != HERE
+    }
+}
+
+const HERE: &str = "compare";
+
+/// How many times less than its peers' a free has to cost, from 1 MiB up.
+const FREE_TIMES: f64 = 5.0;
+const SHAPES_TIMES: f64 = 4.0;
+const PEAK_TIMES: f64 = 1.10;
+const IDLE_TIMES: f64 = 1.1;
+const IDLE_BYTES: f64 = 50.0 * MIB;
+
+pub(crate) fn rows(record: &Record) -> Vec<Bar> {
+    let peers = [Mimalloc, JemallocBackground];
+    let large_free = |case: &Case| {
+        let of_peers = peers.map(|peer| case.ratio("p50", peer));
+        of_peers.into_iter().flatten().max_by(f64::total_cmp)
+    };
+    let free = worst(record, &["vec", "blocks"], large_free);
+    let recycle = worst(record, &["recycle"], |case| case.ratio("round", Mimalloc));
+    let shapes = |key| worst(record, &["shapes"], move |case| case.ratio(key, Mimalloc));
+    let idle = worst(record, &["blocks"], |case| {
+        let allowed = case.median("before")? * IDLE_TIMES + IDLE_BYTES;
+        Some(case.median("rss500")? / allowed)
+    });
+    let every_section: Vec<&str> = record.parts.iter().map(|part| part.section.name).collect();
+    let peak = worst(record, &every_section, |case| case.ratio("peak", Mimalloc));
+    vec![
+        elsewhere(
+            "free of one block, 64 KiB to 4 GiB: p50 30 ns, p99.9 5 us, first ever 200 us",
+            "large_free -- free",
+        ),
+        here(
+            "free from 1 MiB up: 5x under mimalloc and jemalloc with background threads",
+            free,
+            1.0 / FREE_TIMES,
+        ),
+        here("allocate, touch, free in a loop: as fast as mimalloc", recycle, NOISE),
+        elsewhere("drop of each shape: 1.3x a free that does nothing, plus 1.5 ns a block", BURSTS),
+        here("drop of each shape: no slower than mimalloc", shapes("p50"), NOISE),
+        shapes_mean(record),
+        here("build and drop in a loop, wall: at most mimalloc's", shapes("wall"), NOISE),
+        here("2 GiB freed, 0.5 s idle: RSS within 1.1x live + 50 MiB", idle, 1.0),
+        elsewhere("stalls while memory goes back: none above the noise", "large_free -- stalls"),
+        elsewhere("other threads' mmap while 4 GiB go back: as without", "large_free -- mmap"),
+        elsewhere("changing sizes: time and peak RSS 1.05x mimalloc's", "large_free -- phases"),
+        here("peak RSS, any workload: 1.10x mimalloc's", peak, PEAK_TIMES),
+        elsewhere("instructions of a small pair: at most mimalloc's", "benches/callgrind.sh"),
+        elsewhere("later(map): p50 under 100 ns, 100x under thread::spawn", "later"),
+    ]
+}
+
+const BURSTS: &str = "bursts -- shapes";
+
+/// One case of a section, and deferfree's figures in it.
+struct Case<'a> {
+    name: &'a str,
+    results: &'a Results,
+}
+
+impl Case<'_> {
+    fn ratio(&self, key: &str, peer: Contender) -> Option<f64> {
+        ratio(self.results, self.name, peer, key)
+    }
+
+    fn median(&self, key: &str) -> Option<f64> {
+        self.results.median(self.name, Deferfree, key)
+    }
+}
+
+/// The largest figure of the sections' cases, and where it is.
+fn worst(
+    record: &Record,
+    sections: &[&str],
+    figure: impl Fn(&Case) -> Option<f64>,
+) -> Option<(f64, String)> {
+    let parts = sections.iter().filter_map(|section| record.part(section));
+    let cases = parts.flat_map(|part| part.results.cases.iter().map(move |case| (part, case)));
+    let figures = cases.filter_map(|(part, name)| {
+        let figure = figure(&Case { name, results: &part.results })?;
+        Some((figure, format!("{}: {name}", part.section.name)))
+    });
+    figures.max_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+fn here(what: &'static str, worst: Option<(f64, String)>, limit: f64) -> Bar {
+    let figure = |(figure, case): &(f64, String)| {
+        format!("{} of {} at worst ({case})", significant(*figure), significant(limit))
+    };
+    Bar {
+        what,
+        figure: worst.as_ref().map_or(String::new(), figure),
+        is_met: worst.map(|worst| worst.0 <= limit),
+        shown_by: HERE,
+    }
+}
+
+fn elsewhere(what: &'static str, shown_by: &'static str) -> Bar {
+    Bar { what, figure: String::new(), is_met: None, shown_by }
+}
+
+fn shapes_mean(record: &Record) -> Bar {
+    let part = record.part("shapes");
+    let ratios = part.into_iter().flat_map(|part| {
+        let cases = part.results.cases.iter();
+        cases.filter_map(|case| ratio(&part.results, case, Mimalloc, "p50"))
+    });
+    let logarithms: Vec<f64> = ratios.map(f64::ln).collect();
+    // A mean of some of the shapes would be another figure under the same name.
+    let n_shapes = crate::support::structures::STRUCTURES.iter().filter(|it| it.in_mean).count();
+    let is_whole = logarithms.len() == n_shapes;
+    let times = (-logarithms.iter().sum::<f64>() / n_shapes as f64).exp();
+    Bar {
+        what: "drop, geometric mean of the shapes: 4x under mimalloc",
+        figure: if is_whole { format!("{times:.2}x") } else { String::new() },
+        is_met: is_whole.then_some(times >= SHAPES_TIMES),
+        shown_by: HERE,
+    }
+}

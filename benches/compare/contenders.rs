@@ -1,0 +1,29 @@
+//! Who is compared, and how each gets rid of a value.
+
+use std::thread;
+
+use defer_drop::DeferDrop;
+
+use crate::support::allocator::Contender;
+
+pub(crate) const ALL: [Contender; 8] = [
+    Contender::System,
+    Contender::Mimalloc,
+    Contender::MimallocPurge0,
+    Contender::Jemalloc,
+    Contender::JemallocBackground,
+    Contender::Spawn,
+    Contender::DeferDrop,
+    Contender::Deferfree,
+];
+
+/// What stands in this contender's program where a value is no longer needed.
+#[inline]
+pub(crate) fn discard<T: Send + 'static>(value: T) {
+    match Contender::of_this_process() {
+        // Where no thread can be started, the closure is dropped here and now, the value with it.
+        Contender::Spawn => drop(thread::Builder::new().spawn(move || drop(value))),
+        Contender::DeferDrop => drop(DeferDrop::new(value)),
+        _ => drop(value),
+    }
+}

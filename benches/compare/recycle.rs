@@ -1,0 +1,56 @@
+//! Allocate, touch every page, free, again and again: the commonest pattern of large blocks.
+
+use std::time::{Duration, Instant};
+
+use crate::contenders::discard;
+use crate::figures::{
+    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
+    put_waits,
+};
+use crate::support::block::Block;
+use crate::support::children::{Case, Report};
+use crate::support::table::{Column, US, column};
+use crate::support::timing::{Latencies, nanos};
+use crate::support::{KIB, MIB, Scale, size_name};
+
+pub(crate) const SECTION: Section = Section {
+    name: "recycle",
+    about: "allocate, touch every page, free, in a loop; waits: each free",
+    repetitions: 3,
+    cases,
+    tables: &[("", &COLUMNS)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+const COLUMNS: [Column; 9] =
+    [P50, P99, P999, MAX, SAMPLES, column("round", "whole round us", US, 0), CPU, PEAK, IDLE];
+
+fn cases(scale: Scale) -> Vec<Case> {
+    let sizes: &[usize] =
+        scale.pick(&[256 * KIB, 4 * MIB, 64 * MIB][..], &[256 * KIB, 16 * MIB], &[256 * KIB]);
+    let run = |&size: &usize| {
+        // With `thread::spawn` some blocks are on their way at a time.
+        Case::new(size_name(size), 4 * size, move |report| recycle(size, scale, report))
+    };
+    sizes.iter().map(run).collect()
+}
+
+fn recycle(size: usize, scale: Scale, report: &mut Report) {
+    let budget = Duration::from_millis(scale.pick(250, 60, 1));
+    let mut waits = Latencies::new();
+    let start = Instant::now();
+    while start.elapsed() < budget {
+        let block = Block::touched(size);
+        waits.time(|| discard(block));
+    }
+    // Without clock readings in between: of the smallest block they would be a good part.
+    let n_rounds = waits.count().max(1);
+    let start = Instant::now();
+    for _ in 0..n_rounds {
+        discard(Block::touched(size));
+    }
+    report.put("round", nanos(start.elapsed()) as f64 / n_rounds as f64);
+    put_waits(report, &waits);
+    put_idle(report, scale);
+}

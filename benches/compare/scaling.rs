@@ -1,0 +1,144 @@
+//! One, two, four and eight threads that free and reuse large blocks, or drop small ones in bursts, at
+//! once: what an operation costs, and how much waits to be given back.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::contenders::discard;
+use crate::figures::{
+    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
+    put_waits,
+};
+use crate::support::block::Block;
+use crate::support::children::{Case, Report};
+use crate::support::memory::{cpu_time, rss_bytes};
+use crate::support::structures::STRUCTURES;
+use crate::support::table::{Column, MIB as IN_MIB, ONE, column};
+use crate::support::timing::{Latencies, nanos};
+use crate::support::{MIB, Scale};
+
+pub(crate) const SECTION: Section = Section {
+    name: "scaling",
+    about: "reuse: each thread keeps eight blocks of 1 MiB, frees the oldest and takes a new one \
+            (waits: each free); burst: each builds 100 000 boxes of 256 B, all drop them at once \
+            (waits: a thread's drop); backlog: RSS when the last thread is done, over that at start",
+    repetitions: 2,
+    cases,
+    tables: &[("", &COLUMNS)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+const COLUMNS: [Column; 11] = [
+    P50,
+    P99,
+    P999,
+    MAX,
+    SAMPLES,
+    column("per_block", "wall ns a block", ONE, 0),
+    column("cpu_per_block", "CPU ns a block", ONE, 0),
+    column("backlog", "backlog MiB", IN_MIB, 0),
+    CPU,
+    PEAK,
+    IDLE,
+];
+
+const WINDOW: usize = 8;
+const THREADS: [usize; 4] = [1, 2, 4, 8];
+/// Boxes in random order.
+const BURST: usize = 2;
+
+fn cases(scale: Scale) -> Vec<Case> {
+    let threads = || THREADS.into_iter().filter(move |n| *n <= scale.pick(8, 4, 2));
+    let reuse = move |n_threads| {
+        let needs = n_threads * 2 * WINDOW * MIB;
+        Case::new(format!("reuse, {n_threads} threads"), needs, move |report| {
+            reuse(n_threads, Duration::from_millis(scale.pick(400, 60, 5)), report);
+            put_idle(report, scale);
+        })
+    };
+    let burst = move |n_threads| {
+        let n_boxes = scale.pick(100_000, 50_000, 1_000);
+        let needs = n_threads * n_boxes * 400;
+        Case::new(format!("burst, {n_threads} threads"), needs, move |report| {
+            burst(n_threads, n_boxes, scale.pick(5, 2, 1), report);
+            put_idle(report, scale);
+        })
+    };
+    threads().map(reuse).chain(threads().map(burst)).collect()
+}
+
+fn reuse(n_threads: usize, duration: Duration, report: &mut Report) {
+    let before = rss_bytes();
+    let cpu_before = cpu_time();
+    let start = Instant::now();
+    let waits = thread::scope(|scope| {
+        let run = || {
+            let mut waits = Latencies::new();
+            let mut window: [Option<Block>; WINDOW] = [const { None }; WINDOW];
+            'rounds: loop {
+                for slot in &mut window {
+                    if start.elapsed() > duration {
+                        break 'rounds;
+                    }
+                    if let Some(oldest) = slot.take() {
+                        waits.time(|| discard(oldest));
+                    }
+                    *slot = Some(Block::touched(MIB));
+                }
+            }
+            window.into_iter().flatten().for_each(discard);
+            waits
+        };
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(run)).collect();
+        let mut waits = Latencies::new();
+        for thread in threads {
+            waits.add(&thread.join().expect("freeing does not panic"));
+        }
+        waits
+    });
+    let per_block = |ns: u64| ns as f64 / waits.count().max(1) as f64;
+    report.put("backlog", rss_bytes().saturating_sub(before) as f64);
+    report.put("per_block", per_block(nanos(start.elapsed())));
+    report.put("cpu_per_block", per_block(nanos(cpu_time() - cpu_before)));
+    put_waits(report, &waits);
+}
+
+fn burst(n_threads: usize, n_boxes: usize, n_rounds: usize, report: &mut Report) {
+    let before = rss_bytes();
+    let barrier = Barrier::new(n_threads + 1);
+    let (mut wall, mut cpu, mut backlog) = (Duration::ZERO, Duration::ZERO, 0);
+    let waits = thread::scope(|scope| {
+        let run = || {
+            let mut waits = Latencies::new();
+            for _ in 0..n_rounds {
+                let built = black_box((STRUCTURES[BURST].build)(n_boxes));
+                barrier.wait();
+                waits.time(|| discard(built));
+                barrier.wait();
+            }
+            waits
+        };
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(run)).collect();
+        for _ in 0..n_rounds {
+            barrier.wait();
+            let (start, cpu_before) = (Instant::now(), cpu_time());
+            barrier.wait();
+            backlog = rss_bytes().saturating_sub(before);
+            wall += start.elapsed();
+            cpu += cpu_time() - cpu_before;
+        }
+        let mut waits = Latencies::new();
+        for thread in threads {
+            waits.add(&thread.join().expect("dropping does not panic"));
+        }
+        waits
+    });
+    let n_blocks = (n_threads * n_boxes * n_rounds) as f64;
+    report.put("backlog", backlog as f64);
+    report.put("per_block", nanos(wall) as f64 / n_blocks);
+    report.put("cpu_per_block", nanos(cpu) as f64 / n_blocks);
+    put_waits(report, &waits);
+}

@@ -1,0 +1,129 @@
+//! One value is built and dropped, again and again: a map, the shapes of small blocks, large vectors,
+//! a vector of large blocks.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::contenders::discard;
+use crate::figures::{
+    COMMON, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle,
+    put_idle_always, put_waits,
+};
+use crate::support::block::Block;
+use crate::support::children::{Case, Report};
+use crate::support::memory::rss_bytes;
+use crate::support::structures::{STRUCTURES, Structure};
+use crate::support::table::{Column, MIB as IN_MIB, column};
+use crate::support::timing::{Latencies, nanos};
+use crate::support::{GIB, MIB, Scale, size_name};
+
+pub(crate) const MAP: Section = Section {
+    name: "map",
+    about: "a HashMap<usize, Vec<usize>> of a million entries, built and dropped ten times; \
+            waits: each drop",
+    repetitions: 3,
+    cases: map_cases,
+    tables: &[("", &COMMON)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+pub(crate) const SHAPES: Section = Section {
+    name: "shapes",
+    about: "structures of many small blocks, each built and dropped four times; waits: each drop",
+    repetitions: 2,
+    cases: shape_cases,
+    tables: &[("", &FEW_SAMPLES)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+pub(crate) const VEC: Section = Section {
+    name: "vec",
+    about: "one vector, every page written, then dropped, three times; waits: each drop",
+    repetitions: 2,
+    cases: vec_cases,
+    tables: &[("", &FEW_SAMPLES)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+pub(crate) const BLOCKS: Section = Section {
+    name: "blocks",
+    about: "2 GiB in a vector of blocks of 1 MiB, every page written, then dropped, three times; \
+            waits: each drop of all",
+    repetitions: 2,
+    cases: blocks_cases,
+    tables: &[("", &BLOCKS_COLUMNS)],
+    bars: no_bars,
+    peak_limit: PEAK_LIMIT,
+};
+
+const FEW_SAMPLES: [Column; 7] = [P50, MAX, SAMPLES, WALL, CPU, PEAK, IDLE];
+const BLOCKS_COLUMNS: [Column; 8] =
+    [P50, MAX, SAMPLES, WALL, CPU, PEAK, column("rss500", "RSS idle 0.5 s MiB", IN_MIB, 0), IDLE];
+
+fn map_cases(scale: Scale) -> Vec<Case> {
+    let n_entries = scale.pick(1_000_000, 1_000_000, 10_000);
+    let n_rounds = scale.pick(10, 3, 2);
+    vec![Case::new(format!("{n_entries} entries"), 400 * MIB, move |report| {
+        // The blog post's.
+        let build =
+            || (1..=n_entries).map(|v| (v, vec![v])).collect::<HashMap<usize, Vec<usize>>>();
+        rounds(n_rounds, build, report);
+        put_idle_always(report, scale);
+    })]
+}
+
+fn shape_cases(scale: Scale) -> Vec<Case> {
+    let run = |structure: &'static Structure| {
+        let n = structure.n_elements / scale.pick(1, 10, 100);
+        let needs = scale.pick(1000 * MIB, 100 * MIB, 10 * MIB);
+        Case::new(structure.name, needs, move |report| {
+            rounds(scale.pick(4, 3, 2), || (structure.build)(n), report);
+            put_idle(report, scale);
+        })
+    };
+    STRUCTURES.iter().filter(|structure| structure.in_mean).map(run).collect()
+}
+
+fn vec_cases(scale: Scale) -> Vec<Case> {
+    let sizes = scale.pick([GIB, 3 * GIB], [256 * MIB, GIB], [MIB, 4 * MIB]);
+    let run = |size: usize| {
+        // Handed to another thread, the last one is still there when the next is built.
+        Case::new(size_name(size), 2 * size, move |report| {
+            rounds(scale.pick(3, 2, 2), || Block::touched(size), report);
+            put_idle(report, scale);
+        })
+    };
+    sizes.into_iter().map(run).collect()
+}
+
+fn blocks_cases(scale: Scale) -> Vec<Case> {
+    let bytes = scale.pick(2 * GIB, 512 * MIB, 32 * MIB);
+    let name = format!("{} in blocks of 1 MiB", size_name(bytes));
+    vec![Case::new(name, 2 * bytes, move |report| {
+        let build = || (0..bytes / MIB).map(|_| Block::touched(MIB)).collect::<Vec<_>>();
+        let before = rss_bytes();
+        rounds(scale.pick(3, 2, 2), build, report);
+        thread::sleep(Duration::from_millis(scale.pick(500, 500, 1)));
+        report.put("before", before as f64);
+        report.put("rss500", rss_bytes() as f64);
+        thread::sleep(Duration::from_millis(scale.pick(500, 500, 1)));
+        report.put("idle", rss_bytes() as f64);
+    })]
+}
+
+fn rounds<T: Send + 'static>(n_rounds: usize, build: impl Fn() -> T, report: &mut Report) {
+    let mut waits = Latencies::new();
+    let start = Instant::now();
+    for _ in 0..n_rounds {
+        let value = black_box(build());
+        waits.time(|| discard(value));
+    }
+    let wall_ns = nanos(start.elapsed());
+    put_waits(report, &waits);
+    report.put("wall", wall_ns as f64);
+}
