@@ -55,7 +55,7 @@ fn cases(scale: Scale) -> Vec<Case> {
 }
 
 fn churn(live_bytes: usize, scale: Scale, report: &mut Report) {
-    let duration = Duration::from_millis(scale.pick(30_000, 1_000, 100));
+    let duration = Duration::from_millis(scale.pick(30_000, 500, 100));
     let mut rss = Ledger::with_capacity((duration.as_millis() / SAMPLE_EVERY.as_millis()) as usize);
     let stop = AtomicBool::new(false);
     let start = Instant::now();

@@ -34,8 +34,9 @@ pub(crate) fn put_waits(report: &mut Report, waits: &Latencies) {
     report.put("max", waits.max());
 }
 
-/// RSS after the process has done nothing for a second. Rough figures go without, but where it is
-/// what the section is about: the second is longer than all the rest of them.
+/// RSS after the process has done nothing for a second, in which what was put off is done too, so its
+/// CPU time counts. Sections that hold a few blocks at a time go without. So do rough figures, but
+/// where it is what the section is about: the second is longer than all the rest of them.
 pub(crate) fn put_idle(report: &mut Report, scale: Scale) {
     if scale == Scale::Full {
         put_idle_always(report, scale);

@@ -20,7 +20,7 @@ pub(crate) const SECTION: Section = Section {
     name: "idle",
     about: "1 GiB in blocks of 1 MiB, a map of strings, a million boxes, a million nodes of a tree: \
             built, all dropped, then the program sleeps; waits: to drop all",
-    repetitions: 3,
+    repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
@@ -29,12 +29,12 @@ pub(crate) const SECTION: Section = Section {
 
 const COLUMNS: [Column; 8] = [
     column("caller", "drop of all us", US, 0),
-    column("before", "RSS at start MiB", IN_MIB, 0),
+    Column { has_ratio: false, ..column("before", "RSS at start MiB", IN_MIB, 1) },
     PEAK,
     column("rss100", "RSS 0.1 s later MiB", IN_MIB, 0),
     column("rss500", "0.5 s", IN_MIB, 0),
     column("rss1000", "1 s", IN_MIB, 0),
-    column("rss3000", "3 s", IN_MIB, 0),
+    column("rss2500", "2.5 s", IN_MIB, 0),
     CPU,
 ];
 
@@ -44,7 +44,7 @@ const STRUCTURES_USED: [usize; 3] = [5, 2, 7];
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(60);
 /// What the picture shows, in milliseconds around the drop.
-pub(crate) const SHOWN_MS: std::ops::RangeInclusive<i64> = -500..=3500;
+pub(crate) const SHOWN_MS: std::ops::RangeInclusive<i64> = -500..=2500;
 pub(crate) const STEP_MS: usize = 20;
 
 /// The figure of the resident set at a time.
@@ -53,8 +53,8 @@ pub(crate) fn key_at(ms: i64) -> String {
 }
 
 fn cases(scale: Scale) -> Vec<Case> {
-    let n_blocks = scale.pick(1024, 256, 8);
-    let needs = scale.pick(2048 * MIB, 512 * MIB, 64 * MIB);
+    let n_blocks = scale.pick(1024, 128, 8);
+    let needs = scale.pick(1536 * MIB, 256 * MIB, 64 * MIB);
     vec![Case::new("peak, then idle", needs, move |report| idle(n_blocks, scale, report))]
 }
 
@@ -81,7 +81,7 @@ fn idle(n_blocks: usize, scale: Scale, report: &mut Report) {
         let dropping = Instant::now();
         discard(black_box(held));
         let caller_ns = nanos(dropping.elapsed());
-        thread::sleep(Duration::from_millis(scale.pick(3600, 1100, 10)));
+        thread::sleep(Duration::from_millis(scale.pick(2600, 1200, 10)));
         stop.store(true, Relaxed);
         (nanos(dropping - start), caller_ns)
     });
@@ -93,7 +93,7 @@ fn idle(n_blocks: usize, scale: Scale, report: &mut Report) {
         let sample = samples.iter().rev().find(|sample| sample.0 <= ns);
         sample.filter(|_| is_watched).map(|sample| sample.1 as f64)
     };
-    for ms in [100, 500, 1000, 3000] {
+    for ms in [100, 500, 1000, 2500] {
         report.put_some(&format!("rss{ms}"), at(ms));
     }
     for ms in SHOWN_MS.step_by(STEP_MS) {

@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
-    put_waits,
+    CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -19,33 +18,23 @@ pub(crate) const SECTION: Section = Section {
     name: "pipe",
     about: "a producer passes buffers to a consumer, four in between; every page is written and \
             read; waits: the consumer's drop of each",
-    repetitions: 3,
+    repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
     peak_limit: PEAK_LIMIT,
 };
 
-const COLUMNS: [Column; 9] = [
-    P50,
-    P99,
-    P999,
-    MAX,
-    SAMPLES,
-    column("per_buffer", "wall us a buffer", US, 0),
-    CPU,
-    PEAK,
-    IDLE,
-];
+const COLUMNS: [Column; 8] =
+    [P50, P99, P999, MAX, SAMPLES, column("per_buffer", "wall us a buffer", US, 0), CPU, PEAK];
 
 const IN_BETWEEN: usize = 4;
 
 fn cases(scale: Scale) -> Vec<Case> {
-    let bytes = scale.pick(8 * GIB, GIB, 16 * MIB);
+    let bytes = scale.pick(4 * GIB, GIB, 16 * MIB);
     let run = |size: usize| {
         Case::new(size_name(size), 128 * MIB + 8 * size, move |report| {
             pipe(size, bytes / size, report);
-            put_idle(report, scale);
         })
     };
     [256 * KIB, 4 * MIB].map(run).into()

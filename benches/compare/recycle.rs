@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
-    put_waits,
+    CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -16,15 +15,15 @@ use crate::support::{KIB, MIB, Scale, size_name};
 pub(crate) const SECTION: Section = Section {
     name: "recycle",
     about: "allocate, touch every page, free, in a loop; waits: each free",
-    repetitions: 3,
+    repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
     peak_limit: PEAK_LIMIT,
 };
 
-const COLUMNS: [Column; 9] =
-    [P50, P99, P999, MAX, SAMPLES, column("round", "whole round us", US, 0), CPU, PEAK, IDLE];
+const COLUMNS: [Column; 8] =
+    [P50, P99, P999, MAX, SAMPLES, column("round", "whole round us", US, 0), CPU, PEAK];
 
 fn cases(scale: Scale) -> Vec<Case> {
     let sizes: &[usize] =
@@ -52,5 +51,4 @@ fn recycle(size: usize, scale: Scale, report: &mut Report) {
     }
     report.put("round", nanos(start.elapsed()) as f64 / n_rounds as f64);
     put_waits(report, &waits);
-    put_idle(report, scale);
 }

@@ -20,10 +20,11 @@ pub(crate) fn document(record: &Record, bars: &[Bar]) -> String {
         Made by `cargo bench --bench compare`, whose head says how. Medians of the repetitions; in \
         brackets the peer's figure as a multiple of deferfree's, so above 1 deferfree is ahead. The \
         clock's own cost, some tens of nanoseconds, is in every wait. CPU is user and system time of \
-        all threads until the process has been idle for its second.\n"
+        all threads; where there is an RSS idle, that of the idle second is in it.\n"
         .to_owned();
     if record.scale != Scale::Full {
-        text += "\n**Rough figures: not a full run.**\n";
+        text +=
+            "\n**Rough figures: a run with less work, and fewer times, than the sections say.**\n";
     }
     let mut conditions = None;
     for part in &record.parts {
@@ -71,7 +72,11 @@ fn cell(results: &Results, case: &str, contender: Contender, column: &Column) ->
     let Some(figure) = results.median(case, contender, column.key) else {
         return "-".to_owned();
     };
-    let figure = significant(figure / column.divisor);
+    let figure = figure / column.divisor;
+    let figure = match column.has_ratio {
+        true => significant(figure),
+        false => format!("{figure:.*}", column.decimals),
+    };
     let is_peer = column.has_ratio && contender != Contender::Deferfree;
     match ratio(results, case, contender, column.key).filter(|ratio| is_peer && *ratio > 0.0) {
         Some(ratio) => format!("{figure} ({})", multiple(1.0 / ratio)),
@@ -94,7 +99,8 @@ fn multiple(ratio: f64) -> String {
     let decimals = match ratio {
         10.0.. => 0,
         2.0.. => 1,
-        _ => 2,
+        0.1.. => 2,
+        _ => 4,
     };
     format!("{ratio:.decimals$}x")
 }

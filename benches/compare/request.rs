@@ -25,7 +25,7 @@ pub(crate) const SECTION: Section = Section {
     about: "a request every millisecond: a body of 4 KiB to 1 MiB, the document in it, an index of \
             that; every fiftieth also a picture of 8 MiB and 20 000 strings; waits: from when a \
             request is due until its answer is ready and its working set let go",
-    repetitions: 3,
+    repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
@@ -57,7 +57,7 @@ const LARGE_EVERY: usize = 50;
 const WARM_UP: usize = 100;
 
 fn cases(scale: Scale) -> Vec<Case> {
-    let n_requests = scale.pick(5_000, 600, 20);
+    let n_requests = scale.pick(4_000, 600, 20);
     vec![Case::new("one worker", 256 * MIB, move |report| {
         serve(n_requests, report);
         put_idle(report, scale);

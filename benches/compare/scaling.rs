@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
-    put_waits,
+    CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -24,14 +23,14 @@ pub(crate) const SECTION: Section = Section {
     about: "reuse: each thread keeps eight blocks of 1 MiB, frees the oldest and takes a new one \
             (waits: each free); burst: each builds 100 000 boxes of 256 B, all drop them at once \
             (waits: a thread's drop); backlog: RSS when the last thread is done, over that at start",
-    repetitions: 2,
+    repetitions: 1,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
     peak_limit: PEAK_LIMIT,
 };
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 10] = [
     P50,
     P99,
     P999,
@@ -42,7 +41,6 @@ const COLUMNS: [Column; 11] = [
     column("backlog", "backlog MiB", IN_MIB, 0),
     CPU,
     PEAK,
-    IDLE,
 ];
 
 const WINDOW: usize = 8;
@@ -56,7 +54,6 @@ fn cases(scale: Scale) -> Vec<Case> {
         let needs = n_threads * 2 * WINDOW * MIB;
         Case::new(format!("reuse, {n_threads} threads"), needs, move |report| {
             reuse(n_threads, Duration::from_millis(scale.pick(400, 60, 5)), report);
-            put_idle(report, scale);
         })
     };
     let burst = move |n_threads| {
@@ -64,7 +61,6 @@ fn cases(scale: Scale) -> Vec<Case> {
         let needs = n_threads * n_boxes * 400;
         Case::new(format!("burst, {n_threads} threads"), needs, move |report| {
             burst(n_threads, n_boxes, scale.pick(5, 2, 1), report);
-            put_idle(report, scale);
         })
     };
     threads().map(reuse).chain(threads().map(burst)).collect()

@@ -21,7 +21,7 @@ use crate::support::{GIB, MIB, Scale, size_name};
 
 pub(crate) const MAP: Section = Section {
     name: "map",
-    about: "a HashMap<usize, Vec<usize>> of a million entries, built and dropped ten times; \
+    about: "a HashMap<usize, Vec<usize>> of a million entries, built and dropped six times; \
             waits: each drop",
     repetitions: 3,
     cases: map_cases,
@@ -32,7 +32,7 @@ pub(crate) const MAP: Section = Section {
 
 pub(crate) const SHAPES: Section = Section {
     name: "shapes",
-    about: "structures of many small blocks, each built and dropped four times; waits: each drop",
+    about: "structures of many small blocks, each built and dropped twice; waits: each drop",
     repetitions: 2,
     cases: shape_cases,
     tables: &[("", &FEW_SAMPLES)],
@@ -42,7 +42,7 @@ pub(crate) const SHAPES: Section = Section {
 
 pub(crate) const VEC: Section = Section {
     name: "vec",
-    about: "one vector, every page written, then dropped, three times; waits: each drop",
+    about: "one vector, every page written, then dropped, twice; waits: each drop",
     repetitions: 2,
     cases: vec_cases,
     tables: &[("", &FEW_SAMPLES)],
@@ -52,7 +52,7 @@ pub(crate) const VEC: Section = Section {
 
 pub(crate) const BLOCKS: Section = Section {
     name: "blocks",
-    about: "2 GiB in a vector of blocks of 1 MiB, every page written, then dropped, three times; \
+    about: "2 GiB in a vector of blocks of 1 MiB, every page written, then dropped, twice; \
             waits: each drop of all",
     repetitions: 2,
     cases: blocks_cases,
@@ -66,9 +66,10 @@ const BLOCKS_COLUMNS: [Column; 8] =
     [P50, MAX, SAMPLES, WALL, CPU, PEAK, column("rss500", "RSS idle 0.5 s MiB", IN_MIB, 0), IDLE];
 
 fn map_cases(scale: Scale) -> Vec<Case> {
-    let n_entries = scale.pick(1_000_000, 1_000_000, 10_000);
-    let n_rounds = scale.pick(10, 3, 2);
-    vec![Case::new(format!("{n_entries} entries"), 400 * MIB, move |report| {
+    let n_entries = scale.pick(1_000_000, 250_000, 10_000);
+    let n_rounds = scale.pick(6, 3, 2);
+    let needs = scale.pick(400 * MIB, 100 * MIB, 10 * MIB);
+    vec![Case::new(format!("{n_entries} entries"), needs, move |report| {
         // The blog post's.
         let build =
             || (1..=n_entries).map(|v| (v, vec![v])).collect::<HashMap<usize, Vec<usize>>>();
@@ -82,7 +83,7 @@ fn shape_cases(scale: Scale) -> Vec<Case> {
         let n = structure.n_elements / scale.pick(1, 10, 100);
         let needs = scale.pick(1000 * MIB, 100 * MIB, 10 * MIB);
         Case::new(structure.name, needs, move |report| {
-            rounds(scale.pick(4, 3, 2), || (structure.build)(n), report);
+            rounds(2, || (structure.build)(n), report);
             put_idle(report, scale);
         })
     };
@@ -90,11 +91,10 @@ fn shape_cases(scale: Scale) -> Vec<Case> {
 }
 
 fn vec_cases(scale: Scale) -> Vec<Case> {
-    let sizes = scale.pick([GIB, 3 * GIB], [256 * MIB, GIB], [MIB, 4 * MIB]);
+    let sizes = scale.pick([GIB, 3 * GIB], [64 * MIB, 256 * MIB], [MIB, 4 * MIB]);
     let run = |size: usize| {
-        // Handed to another thread, the last one is still there when the next is built.
-        Case::new(size_name(size), 2 * size, move |report| {
-            rounds(scale.pick(3, 2, 2), || Block::touched(size), report);
+        Case::new(size_name(size), size, move |report| {
+            rounds(2, || Block::touched(size), report);
             put_idle(report, scale);
         })
     };
@@ -102,12 +102,12 @@ fn vec_cases(scale: Scale) -> Vec<Case> {
 }
 
 fn blocks_cases(scale: Scale) -> Vec<Case> {
-    let bytes = scale.pick(2 * GIB, 512 * MIB, 32 * MIB);
+    let bytes = scale.pick(2 * GIB, 256 * MIB, 32 * MIB);
     let name = format!("{} in blocks of 1 MiB", size_name(bytes));
-    vec![Case::new(name, 2 * bytes, move |report| {
+    vec![Case::new(name, bytes, move |report| {
         let build = || (0..bytes / MIB).map(|_| Block::touched(MIB)).collect::<Vec<_>>();
         let before = rss_bytes();
-        rounds(scale.pick(3, 2, 2), build, report);
+        rounds(2, build, report);
         thread::sleep(Duration::from_millis(scale.pick(500, 500, 1)));
         report.put("before", before as f64);
         report.put("rss500", rss_bytes() as f64);

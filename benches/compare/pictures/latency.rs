@@ -57,9 +57,12 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
 
     let root: Area = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
-    let title =
-        format!("A request loop: how long an answer takes at worst{}", style::rough(record));
-    style::heading(&root, &title, "Answer time of a request, logarithmic scale")?;
+    let title = format!("Answer times in a request loop{}", style::rough(record));
+    style::heading(
+        &root,
+        &title,
+        "From when a request is due until it is answered and its working set let go, logarithmic scale",
+    )?;
     let faint = Look { color: FAINT, dash: None, width: 1 };
     let ink = Look { color: INK, ..faint };
     let steps = style::decades(1.0, high).flat_map(|it| [it, it * 2.0, it * 5.0]);

@@ -28,9 +28,11 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
         SHOWN_MS.step_by(STEP_MS).filter_map(at).collect()
     };
     let curves: Vec<_> = results.contenders.iter().map(|it| (*it, curve(*it))).collect();
+    // One that was sampled a moment less long would end before the others.
+    let ends = curves.iter().filter_map(|(_, curve)| Some(curve.last()?.0));
+    let last = ends.fold(f64::INFINITY, f64::min);
     let points = || curves.iter().flat_map(|(_, curve)| curve);
     let highest = points().map(|point| point.1).fold(1.0, f64::max);
-    let last = points().map(|point| point.0).fold(0.1, f64::max);
 
     let root: Area = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -52,7 +54,7 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
         .label_style((FONT, SMALL + 1).into_font().color(&INK))
         .axis_desc_style((FONT, TEXT).into_font().color(&INK))
         .x_desc("seconds since everything was dropped")
-        .x_label_formatter(&|seconds| format!("{seconds:.1}"))
+        .x_label_formatter(&|seconds| format!("{:.1}", (seconds * 10.0).round() / 10.0 + 0.0))
         .y_label_formatter(&|mib| format!("{mib:.0}"))
         .draw()?;
     let marker = [(0.0, 0.0), (0.0, highest * 1.06)];
@@ -62,7 +64,11 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
     for (contender, curve) in &curves {
         lines.push((
             *contender,
-            curve.iter().map(|point| chart.backend_coord(point)).collect::<Vec<_>>(),
+            curve
+                .iter()
+                .filter(|point| point.0 <= last)
+                .map(|point| chart.backend_coord(point))
+                .collect::<Vec<_>>(),
         ));
     }
     drop(chart);

@@ -59,7 +59,7 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
     for (i, case) in results.cases.iter().enumerate() {
         let column = (i % COLUMNS) as i32;
         let top = style::HEADING as i32 + panel * (i / COLUMNS) as i32;
-        let at = (left(column), top + TITLE - 5);
+        let at = (left(column) + 5, top + TITLE - 5);
         style::text(&root, case, at, TEXT, (HPos::Left, VPos::Bottom))?;
         for (row, contender) in results.contenders.iter().enumerate() {
             let middle = top + TITLE + STEP * row as i32 + STEP / 2;

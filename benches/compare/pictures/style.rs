@@ -77,19 +77,31 @@ pub(crate) fn names_at_ends(area: &Area, ends: &[(Contender, (i32, i32))]) -> Re
     const LEAD: i32 = 26;
     let mut ends = ends.to_vec();
     ends.sort_by_key(|(_, (_, y))| *y);
-    let bottom = area.dim_in_pixel().1 as i32 - 2 * APART;
-    // Down from the topmost, then up from the last one that would fall off the picture.
-    let mut rows: Vec<i32> = Vec::new();
-    for (_, (_, y)) in &ends {
-        rows.push(rows.last().map_or(*y, |above| (*y).max(above + APART)));
+    let bottom = area.dim_in_pixel().1 as i32 - APART;
+    // Names that would meet form a group, which lies around the middle of its lines' ends. A group is
+    // the sum of where its first name would have to be for each, and their number.
+    let mut groups: Vec<(i32, i32)> = Vec::new();
+    for (i, (_, (_, y))) in ends.iter().enumerate() {
+        groups.push((y - i as i32 * APART, 1));
+        while let [.., above, below] = groups[..] {
+            if above.0 * below.1 < below.0 * above.1 {
+                break;
+            }
+            groups.truncate(groups.len() - 2);
+            groups.push((above.0 + below.0, above.1 + below.1));
+        }
     }
+    let firsts = groups.iter().flat_map(|(sum, n)| (0..*n).map(move |_| sum / n));
+    let mut rows: Vec<i32> =
+        firsts.enumerate().map(|(i, first)| first + i as i32 * APART).collect();
     let mut limit = bottom;
     for row in rows.iter_mut().rev() {
         *row = (*row).min(limit);
         limit = *row - APART;
     }
     for ((contender, (x, y)), row) in ends.iter().zip(rows) {
-        let look = look(*contender);
+        // A dash is longer than the lead.
+        let look = Look { dash: None, ..look(*contender) };
         line(area, &[(x + 2, *y), (x + 8, *y), (x + LEAD - 8, row), (x + LEAD, row)], look)?;
         let at = (x + LEAD + 5, row);
         text(area, contender.name(), at, TEXT, (HPos::Left, VPos::Center))?;
