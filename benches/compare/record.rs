@@ -36,16 +36,19 @@ impl Record {
 
     /// Replaces what is there of a section; cases that were not measured again stay, if the
     /// contenders are the same.
-    pub(crate) fn put(&mut self, mut part: Part, order: &[&Section]) {
+    pub(crate) fn put(&mut self, mut part: Part, sections: &[&Section]) {
         let same = |there: &Part| there.section.name == part.section.name;
         if let Some(at) = self.parts.iter().position(same) {
             let earlier = self.parts.remove(at);
             if earlier.results.contenders == part.results.contenders {
                 part.results.absorb(earlier.results);
+                let order = (part.section.cases)(self.scale);
+                let place = |case: &String| order.iter().position(|it| it.name == *case);
+                part.results.cases.sort_by_key(place);
             }
         }
         self.parts.push(part);
-        let place = |part: &Part| order.iter().position(|it| it.name == part.section.name);
+        let place = |part: &Part| sections.iter().position(|it| it.name == part.section.name);
         self.parts.sort_by_key(place);
     }
 

@@ -31,6 +31,9 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
     // One that was sampled a moment less long would end before the others.
     let ends = curves.iter().filter_map(|(_, curve)| Some(curve.last()?.0));
     let last = ends.fold(f64::INFINITY, f64::min);
+    // A short build starts later than the picture might.
+    let starts = curves.iter().filter_map(|(_, curve)| Some(curve.first()?.0));
+    let first = starts.fold(-0.1, f64::min);
     let points = || curves.iter().flat_map(|(_, curve)| curve);
     let highest = points().map(|point| point.1).fold(1.0, f64::max);
 
@@ -44,7 +47,7 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
         .margin_right(190)
         .x_label_area_size(44)
         .y_label_area_size(52)
-        .build_cartesian_2d(-0.5..last, 0.0..highest * 1.06)?;
+        .build_cartesian_2d(first..last, 0.0..highest * 1.06)?;
     chart
         .configure_mesh()
         .disable_x_mesh()

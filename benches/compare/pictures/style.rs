@@ -102,7 +102,7 @@ pub(crate) fn names_at_ends(area: &Area, ends: &[(Contender, (i32, i32))]) -> Re
     for ((contender, (x, y)), row) in ends.iter().zip(rows) {
         // A dash is longer than the lead.
         let look = Look { dash: None, ..look(*contender) };
-        line(area, &[(x + 2, *y), (x + 8, *y), (x + LEAD - 8, row), (x + LEAD, row)], look)?;
+        line(area, &[(*x, *y), (x + 8, *y), (x + LEAD - 8, row), (x + LEAD, row)], look)?;
         let at = (x + LEAD + 5, row);
         text(area, contender.name(), at, TEXT, (HPos::Left, VPos::Center))?;
     }
