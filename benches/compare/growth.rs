@@ -16,7 +16,7 @@ pub(crate) const SECTION: Section = Section {
     name: "growth",
     about: "a Vec<u64> grown by push, then dropped; waits: each push that grows it (its block is \
             freed inside realloc, which no hand-over of values reaches)",
-    repetitions: 2,
+    repetitions: 1,
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,

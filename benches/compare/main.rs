@@ -21,9 +21,11 @@
 //! call pays the same load and jump. The price is that nothing of an allocator is inlined, and that
 //! mimalloc and jemalloc set themselves up in each process, which costs some hundred KiB.
 //!
-//! Each cell is measured in processes of its own, and the contenders take turns. `BENCH_ALLOCATORS`
-//! and `BENCH_REPETITIONS` work as in `large_free`. Tables go to `compare.md`, all figures to
-//! `compare.json`, pictures to `figures/`. A run of a part replaces that part of what is there.
+//! Each cell is measured in processes of its own, and the contenders take turns. Sections whose
+//! processes measure many times over run once for each contender, so that all of them fit into a
+//! quarter of an hour: `BENCH_REPETITIONS=3` takes the median of three. `BENCH_ALLOCATORS` works as in
+//! `large_free`. Tables go to `compare.md`, all figures to `compare.json`, pictures to `figures/`. A
+//! run of a part replaces that part of what is there.
 
 #[cfg(target_os = "linux")]
 mod bars;

@@ -23,7 +23,7 @@ pub(crate) const MAP: Section = Section {
     name: "map",
     about: "a HashMap<usize, Vec<usize>> of a million entries, built and dropped six times; \
             waits: each drop",
-    repetitions: 3,
+    repetitions: 2,
     cases: map_cases,
     tables: &[("", &COMMON)],
     bars: no_bars,
@@ -32,8 +32,8 @@ pub(crate) const MAP: Section = Section {
 
 pub(crate) const SHAPES: Section = Section {
     name: "shapes",
-    about: "structures of many small blocks, each built and dropped twice; waits: each drop",
-    repetitions: 2,
+    about: "structures of many small blocks, each built and dropped three times; waits: each drop",
+    repetitions: 1,
     cases: shape_cases,
     tables: &[("", &FEW_SAMPLES)],
     bars: no_bars,
@@ -42,8 +42,8 @@ pub(crate) const SHAPES: Section = Section {
 
 pub(crate) const VEC: Section = Section {
     name: "vec",
-    about: "one vector, every page written, then dropped, twice; waits: each drop",
-    repetitions: 2,
+    about: "one vector, every page written, then dropped, three times; waits: each drop",
+    repetitions: 1,
     cases: vec_cases,
     tables: &[("", &FEW_SAMPLES)],
     bars: no_bars,
@@ -81,9 +81,9 @@ fn map_cases(scale: Scale) -> Vec<Case> {
 fn shape_cases(scale: Scale) -> Vec<Case> {
     let run = |structure: &'static Structure| {
         let n = structure.n_elements / scale.pick(1, 10, 100);
-        let needs = scale.pick(1000 * MIB, 100 * MIB, 10 * MIB);
+        let needs = scale.pick(500 * MIB, 50 * MIB, 5 * MIB);
         Case::new(structure.name, needs, move |report| {
-            rounds(2, || (structure.build)(n), report);
+            rounds(scale.pick(3, 2, 2), || (structure.build)(n), report);
             put_idle(report, scale);
         })
     };
@@ -94,7 +94,7 @@ fn vec_cases(scale: Scale) -> Vec<Case> {
     let sizes = scale.pick([GIB, 3 * GIB], [64 * MIB, 256 * MIB], [MIB, 4 * MIB]);
     let run = |size: usize| {
         Case::new(size_name(size), size, move |report| {
-            rounds(2, || Block::touched(size), report);
+            rounds(scale.pick(3, 2, 2), || Block::touched(size), report);
             put_idle(report, scale);
         })
     };
