@@ -102,7 +102,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), String> {
         measure(bench, &options, &directory, &mut record)?;
     }
     let bars = bars::rows(&record);
-    println!("\n{}", report::bars(&bars));
+    println!("\n{}", report::bars(&bars, record.scale));
     write(&directory.join("compare.md"), &report::document(&record, &bars))?;
     pictures::draw(&record, &directory.join("figures"))?;
     println!("written: compare.md, compare.json and figures/ in {}", directory.display());

@@ -38,7 +38,7 @@ pub(crate) fn document(record: &Record, bars: &[Bar]) -> String {
         }
         text += &self::part(part).replacen("## ", "\n## ", 1);
     }
-    text + "\n" + &self::bars(bars) + &lost(record)
+    text + "\n" + &self::bars(bars, record.scale) + &lost(record)
 }
 
 pub(crate) fn part(part: &Part) -> String {
@@ -105,7 +105,7 @@ fn multiple(ratio: f64) -> String {
     format!("{ratio:.decimals$}x")
 }
 
-pub(crate) fn bars(bars: &[Bar]) -> String {
+pub(crate) fn bars(bars: &[Bar], scale: Scale) -> String {
     let mut lines = vec![["bar", "figure", "verdict", "shown by"].map(str::to_owned).to_vec()];
     for bar in bars {
         let verdict = match bar.is_met {
@@ -120,7 +120,11 @@ pub(crate) fn bars(bars: &[Bar]) -> String {
             format!("`{}`", bar.shown_by),
         ]);
     }
-    format!("## The bars\n\n{}", table(&lines))
+    let note = match scale {
+        Scale::Full => "",
+        _ => "This run did too little work for its verdicts to count.\n\n",
+    };
+    format!("## The bars\n\n{note}{}", table(&lines))
 }
 
 /// Every cost of which a peer has less.

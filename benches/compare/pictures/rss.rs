@@ -56,7 +56,7 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
         .axis_style(INK)
         .label_style((FONT, SMALL + 1).into_font().color(&INK))
         .axis_desc_style((FONT, TEXT).into_font().color(&INK))
-        .x_desc("seconds since everything was dropped")
+        .x_desc("seconds since the drop began")
         .x_label_formatter(&|seconds| format!("{:.1}", (seconds * 10.0).round() / 10.0 + 0.0))
         .y_label_formatter(&|mib| format!("{mib:.0}"))
         .draw()?;
@@ -75,7 +75,13 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
         ));
     }
     drop(chart);
-    style::text(&root, "dropped", (marker.0 + 5, marker.1 + 2), SMALL, (HPos::Left, VPos::Top))?;
+    style::text(
+        &root,
+        "all is dropped",
+        (marker.0 + 5, marker.1 + 2),
+        SMALL,
+        (HPos::Left, VPos::Top),
+    )?;
     for (contender, points) in &lines {
         style::line(&root, points, style::look(*contender))?;
     }
