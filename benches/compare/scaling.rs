@@ -52,14 +52,14 @@ fn cases(scale: Scale) -> Vec<Case> {
     let threads = || THREADS.into_iter().filter(move |n| *n <= scale.pick(8, 4, 2));
     let reuse = move |n_threads| {
         let needs = n_threads * 2 * WINDOW * MIB;
-        Case::new(format!("reuse, {n_threads} threads"), needs, move |report| {
+        Case::new(format!("reuse, threads: {n_threads}"), needs, move |report| {
             reuse(n_threads, Duration::from_millis(scale.pick(400, 60, 5)), report);
         })
     };
     let burst = move |n_threads| {
         let n_boxes = scale.pick(100_000, 50_000, 1_000);
         let needs = n_threads * n_boxes * 400;
-        Case::new(format!("burst, {n_threads} threads"), needs, move |report| {
+        Case::new(format!("burst, threads: {n_threads}"), needs, move |report| {
             burst(n_threads, n_boxes, scale.pick(5, 2, 1), report);
         })
     };
