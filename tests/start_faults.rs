@@ -60,7 +60,7 @@ fn free_comes_first() {
             assert!(!book.is_live(block));
         }
         let stats = heap.stats();
-        assert_eq!(stats.not_running_blocks, u64::from(!small), "{stats:?}");
+        assert_eq!(stats.not_running.blocks, u64::from(!small), "{stats:?}");
         assert_eq!((stats.drainer_running, stats.handed_over.blocks), (false, 0), "{stats:?}");
         // And then as usual.
         // SAFETY: valid layouts; freed as allocated.
@@ -125,7 +125,7 @@ fn first_frees_after_a_fork() {
         assert_eq!(drainers().len(), 1);
         GLOBAL.flush();
         let stats = GLOBAL.stats();
-        assert_eq!(stats.handed_over.blocks + stats.not_running_blocks, 2 * N as u64, "{stats:?}");
+        assert_eq!(stats.handed_over.blocks + stats.not_running.blocks, 2 * N as u64, "{stats:?}");
         assert_eq!(stats.pending.blocks, 0);
     }));
 }
@@ -190,7 +190,7 @@ fn allocations_inside_the_start() {
     assert_eq!(drainers().len(), 1);
     assert!(HEAP.stats().drainer_running);
     // What came while the start was under way is counted there.
-    assert!(HEAP.stats().not_running_blocks > 0);
+    assert!(HEAP.stats().not_running.blocks > 0);
     HEAP.flush();
 }
 
@@ -241,7 +241,7 @@ fn refused_by_a_filter_child() {
         assert!(stats.handed_over.blocks >= 100, "{stats:?}");
     } else {
         assert_eq!(common::threads().len(), 1);
-        assert!(stats.not_running_blocks >= 100, "{stats:?}");
+        assert!(stats.not_running.blocks >= 100, "{stats:?}");
         assert_eq!((stats.handed_over.blocks, stats.bursts.deferred.blocks), (0, 0), "{stats:?}");
     }
     GLOBAL.flush();

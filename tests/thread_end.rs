@@ -154,7 +154,7 @@ fn large() {
     let stats = heap().stats();
     // Two for each use; nothing is freed past the counts.
     let n_large = 2 * (16 * 2 * TIMES + 1) as u64;
-    assert_eq!(stats.handed_over.blocks + stats.not_running_blocks, n_large, "{stats:?}");
+    assert_eq!(stats.handed_over.blocks + stats.not_running.blocks, n_large, "{stats:?}");
     assert_eq!(book().live_blocks(), 0);
 }
 
