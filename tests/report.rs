@@ -421,7 +421,7 @@ fn busy_child() {
         });
     }
     wait_until("threads are busy", || {
-        GLOBAL.0.stats().drainer_running && ROUNDS.load(Ordering::Relaxed) > 10
+        GLOBAL.0.stats().handed_over.blocks > 0 && ROUNDS.load(Ordering::Relaxed) > 10
     });
 }
 
