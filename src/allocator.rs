@@ -492,7 +492,8 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
             // SAFETY: the caller's layout.
             return unsafe { self.backing.alloc(layout) };
         }
-        self.alloc_counted(layout, false)
+        // SAFETY: of one layout.
+        unsafe { Self::alloc_counted(layout.size(), layout.align(), self, false) }
     }
 
     #[inline]
@@ -501,7 +502,8 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
             // SAFETY: the caller's layout.
             return unsafe { self.backing.alloc_zeroed(layout) };
         }
-        self.alloc_counted(layout, true)
+        // SAFETY: of one layout.
+        unsafe { Self::alloc_counted(layout.size(), layout.align(), self, true) }
     }
 
     #[inline]
@@ -511,7 +513,7 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
             return unsafe { self.backing.dealloc(ptr, layout) };
         }
         // SAFETY: the caller's block.
-        unsafe { self.dealloc_counted(ptr, layout) };
+        unsafe { Self::dealloc_counted(ptr, layout.size(), layout.align(), self) };
     }
 
     #[inline]

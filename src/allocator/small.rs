@@ -17,16 +17,21 @@ pub(super) const BY_CPUS: u32 = OFF - 1;
 impl<B: Backing> DeferFree<B> {
     /// As `dealloc`, in the same cases, and when the thread's frees in a row may begin a burst.
     ///
+    /// Its arguments are in the order in which Rust hands them to an allocator, so that the way that does
+    /// not lead here has no registers to shuffle.
+    ///
     /// # Safety
     /// As for `dealloc`.
     #[inline(never)]
-    pub(super) unsafe fn dealloc_counted(&self, ptr: *mut u8, layout: Layout) {
-        if layout.size() >= self.threshold.load(Ordering::Relaxed) {
+    pub(super) unsafe fn dealloc_counted(ptr: *mut u8, size: usize, align: usize, this: &Self) {
+        // SAFETY: those of the caller's layout.
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
+        if size >= this.threshold.load(Ordering::Relaxed) {
             // SAFETY: the caller's block.
-            return unsafe { self.dealloc_large(ptr, layout) };
+            return unsafe { this.dealloc_large(ptr, layout) };
         }
         // SAFETY: the caller's block.
-        unsafe { self.dealloc_small(ptr, layout) };
+        unsafe { this.dealloc_small(ptr, layout) };
     }
 
     /// As `dealloc_counted`, for a block below the threshold.
@@ -74,14 +79,24 @@ impl<B: Backing> DeferFree<B> {
     }
 
     /// As `alloc` or `alloc_zeroed`, when the block is not known to be small or the thread is not known
-    /// to be neither in a burst nor to owe frees.
+    /// to be neither in a burst nor to owe frees. For the order of arguments see `dealloc_counted`.
+    ///
+    /// # Safety
+    /// `size` and `align` are those of a layout.
     #[inline(never)]
-    pub(super) fn alloc_counted(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+    pub(super) unsafe fn alloc_counted(
+        size: usize,
+        align: usize,
+        this: &Self,
+        zeroed: bool,
+    ) -> *mut u8 {
+        // SAFETY: the caller's.
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
         // Relaxed, here and below: the value alone decides; 0 leads to the reading with Acquire.
-        if layout.size() >= self.threshold.load(Ordering::Relaxed) {
-            return self.alloc_large(layout, zeroed);
+        if size >= this.threshold.load(Ordering::Relaxed) {
+            return this.alloc_large(layout, zeroed);
         }
-        self.alloc_small(layout, zeroed)
+        this.alloc_small(layout, zeroed)
     }
 
     /// As `alloc_counted`, for a block below the threshold.
