@@ -117,10 +117,7 @@ impl Control {
 
     /// The caller has given memory back to the allocator itself: it has to be purged some time.
     pub(crate) fn note_given_back(&self, pending: &Pending) {
-        // Seen set, it is still to be read by the drainer, which then is awake.
-        if !self.dirty.load(Ordering::SeqCst) {
-            self.dirty.store(true, Ordering::SeqCst);
-        }
+        self.dirty.store(true, Ordering::SeqCst);
         self.wake_if_asleep(pending);
     }
 
@@ -363,13 +360,16 @@ impl<B: Backing> Drainer<'_, B> {
         everything: bool,
     ) -> Option<Inside> {
         let start = Instant::now();
-        let mut tries_left = if everything { COLLECT_TRIES } else { 0 };
+        let mut tries_left = COLLECT_TRIES;
+        if everything {
+            quiet.mark_all();
+        }
         loop {
             let n = if BATCHES.has_taken() {
                 BATCHES.drain(load, |bytes| self.pending.release(bytes))
-            } else if let Some(n) = BATCHES.take(everything, load, quiet) {
+            } else if let Some(n) = BATCHES.take(load, quiet) {
                 n
-            } else if everything && BATCHES.in_use() && tries_left > 0 {
+            } else if everything && quiet.is_any_marked() && tries_left > 0 {
                 // Some thread is just writing, or was interrupted in that.
                 tries_left -= 1;
                 thread::sleep(Duration::from_micros(50));

@@ -264,33 +264,31 @@ impl Batches {
         inside.pay_back(&self.pool, blocks, release)
     }
 
-    /// For the drainer: takes the blocks of a thread that has been quiet in the last round, or of any with
-    /// `all`. Those which the thread was about to free are in `load` then; the result says how many.
-    /// `None` if there is no such thread, or each was just writing.
+    /// For the drainer: takes the blocks of a thread that is marked in `quiet`, and of any when chunks run
+    /// short. Those which the thread was about to free are in `load` then; the result says how many. `None`
+    /// if there is no such thread; those still marked were just writing.
     ///
     /// What was taken before must have been drained.
-    pub(crate) fn take(
-        &self,
-        all: bool,
-        load: &mut [usize; LOAD],
-        quiet: &mut Quiet,
-    ) -> Option<usize> {
+    pub(crate) fn take(&self, load: &mut [usize; LOAD], quiet: &mut Quiet) -> Option<usize> {
         debug_assert!(!self.has_taken());
-        let all = all || self.pool.n_used() > CHUNKS / 2;
-        for (lane, quiet) in self.lanes().iter().zip(&mut quiet.lanes) {
-            if !(all || *quiet) || !lane.may_hold_blocks(&self.pool) {
-                continue;
+        let any = self.pool.n_used() > CHUNKS / 2;
+        quiet.lanes[self.lanes().len()..].fill(false);
+        for (lane, marked) in self.lanes().iter().zip(&mut quiet.lanes) {
+            if !lane.may_hold_blocks(&self.pool) {
+                *marked = false;
+            } else if any || *marked {
+                let take =
+                    |inside: Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
+                let Some(taken) = lane.steal(sys::membarrier, take) else {
+                    continue;
+                };
+                *marked = false;
+                self.taken.n_blocks.store(taken.blocks, Ordering::Relaxed);
+                self.taken.bytes.store(taken.bytes, Ordering::Relaxed);
+                self.taken.granted_bytes.store(taken.granted_bytes, Ordering::Relaxed);
+                self.note_drained(taken.run_blocks, taken.run_bytes);
+                return Some(taken.run_blocks);
             }
-            *quiet = false;
-            let take = |inside: Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
-            let Some(taken) = lane.steal(sys::membarrier, take) else {
-                continue;
-            };
-            self.taken.n_blocks.store(taken.blocks, Ordering::Relaxed);
-            self.taken.bytes.store(taken.bytes, Ordering::Relaxed);
-            self.taken.granted_bytes.store(taken.granted_bytes, Ordering::Relaxed);
-            self.note_drained(taken.run_blocks, taken.run_bytes);
-            return Some(taken.run_blocks);
         }
         None
     }
@@ -440,14 +438,23 @@ impl Batches {
     }
 }
 
-/// Which threads have gone quiet. For the drainer to keep between rounds.
+/// Whose blocks are to be taken, mostly threads that have gone quiet. For the drainer to keep between rounds.
 pub(crate) struct Quiet {
+    /// Marked or not.
     lanes: [bool; LANES],
 }
 
 impl Quiet {
     pub(crate) const fn new() -> Quiet {
         Quiet { lanes: [false; LANES] }
+    }
+
+    pub(crate) fn mark_all(&mut self) {
+        self.lanes.fill(true);
+    }
+
+    pub(crate) fn is_any_marked(&self) -> bool {
+        self.lanes.contains(&true)
     }
 }
 
