@@ -312,6 +312,14 @@ impl<B: Backing> Runtime<B> {
         }
     }
 
+    /// The calling thread frees many small blocks itself: their memory has to be purged some time.
+    pub(crate) fn note_near_burst(&self) {
+        if self.owns_batches() {
+            BATCHES.note_near_burst();
+            self.control.note_given_back(&self.pending);
+        }
+    }
+
     /// Frees some of the small blocks that the calling thread has deferred; false if there are none.
     pub(crate) fn pay_back_small(&self) -> bool {
         if !self.owns_batches() {

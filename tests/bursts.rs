@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     match common::child_case().as_deref() {
         None => common::run(&[
             ("never_bursting", || run("never_bursting")),
+            ("near_blocks", || run("near_blocks")),
             ("everything_comes_back", || run("everything_comes_back")),
             ("thread_exit", || run("thread_exit")),
             ("quiet_thread", || run("quiet_thread")),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             ("scope", || run("scope")),
         ]),
         Some("never_bursting") => child(never_bursting),
+        Some("near_blocks") => child(near_blocks),
         Some("everything_comes_back") => child(everything_comes_back),
         Some("thread_exit") => child(thread_exit),
         Some("quiet_thread") => child(quiet_thread),
@@ -103,6 +105,18 @@ fn never_bursting() {
     assert_eq!(book.live_blocks(), 0);
     assert_eq!(drainers(), []);
     assert_eq!(heap.stats().bursts.deferred.blocks, 0);
+}
+
+/// Blocks that follow each other are freed at once, and their memory is the drainer's to return.
+fn near_blocks() {
+    let (heap, book) = heap();
+    let mut some = blocks(heap, 50_000);
+    some.sort_unstable();
+    free(heap, &some);
+    assert_eq!(book.live_blocks(), 0);
+    assert_eq!(heap.stats().bursts.deferred.blocks, 0);
+    assert_eq!(drainers().len(), 1);
+    wait_until("memory is returned", || heap.stats().purges > 0);
 }
 
 fn everything_comes_back() {

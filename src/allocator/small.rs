@@ -62,16 +62,22 @@ impl<B: Backing> DeferFree<B> {
     #[cold]
     unsafe fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
         let burst = self.burst_frees();
-        if thread::on_free(ptr.addr(), burst) == OnFree::Defer {
+        let on_free = thread::on_free(ptr.addr(), burst);
+        if on_free != OnFree::FreeNow {
             if matches!(self.phase.get(), Phase::Off) && BATCHES.has_no_owner() {
                 self.start();
             }
-            if let Phase::Running(runtime) = self.phase.get() {
-                if runtime.defer_small(ptr, layout.size(), burst) {
+            match (self.phase.get(), on_free) {
+                (Phase::Running(runtime), OnFree::Defer)
+                    if runtime.defer_small(ptr, layout.size(), burst) =>
+                {
                     return;
                 }
-            } else {
-                thread::back_off(burst);
+                (Phase::Running(runtime), OnFree::FreeNowNear) => runtime.note_near_burst(),
+                (Phase::Off | Phase::Starting | Phase::Failed, OnFree::Defer) => {
+                    thread::back_off(burst);
+                }
+                _ => (),
             }
         }
         // SAFETY: the caller's block; every block comes from the backing.

@@ -58,6 +58,8 @@ struct Counts {
     /// What a forked child found taken by the parent's drainer.
     adopted_blocks: AtomicU64,
     adopted_bytes: AtomicU64,
+    /// Some thousand blocks each, freed at once.
+    near_bursts: AtomicU64,
     drained_blocks: AtomicU64,
     drained_bytes: AtomicU64,
     no_chunk: AtomicU64,
@@ -93,6 +95,7 @@ pub(crate) static BATCHES: Batches = Batches {
     counts: Counts {
         adopted_blocks: AtomicU64::new(0),
         adopted_bytes: AtomicU64::new(0),
+        near_bursts: AtomicU64::new(0),
         drained_blocks: AtomicU64::new(0),
         drained_bytes: AtomicU64::new(0),
         no_chunk: AtomicU64::new(0),
@@ -390,9 +393,14 @@ impl Batches {
         sums
     }
 
-    /// A number that changes when a thread goes on in a burst, or pays back.
+    pub(crate) fn note_near_burst(&self) {
+        self.counts.near_bursts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that changes when a thread goes on in a burst, of blocks near each other too, or pays back.
     pub(crate) fn activity(&self) -> u64 {
-        self.lanes().iter().fold(0, |sum, lane| sum.wrapping_add(lane.activity(&self.pool)))
+        let near = self.counts.near_bursts.load(Ordering::Relaxed);
+        self.lanes().iter().fold(near, |sum, lane| sum.wrapping_add(lane.activity(&self.pool)))
     }
 
     fn reset_counts(&self) {

@@ -262,6 +262,8 @@ pub(super) fn writing() -> Option<&'static Lane> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnFree {
     FreeNow,
+    /// A burst of blocks near each other begins, or goes on.
+    FreeNowNear,
     Defer,
 }
 
@@ -298,6 +300,8 @@ pub(crate) fn on_free(address: usize, burst: u32) -> OnFree {
             State::Probe => {
                 if thread.probe(address) {
                     thread.leave_plain(State::Burst);
+                } else if thread.state.get() != State::Probe {
+                    return OnFree::FreeNowNear;
                 }
             }
             State::Burst => return OnFree::Defer,
