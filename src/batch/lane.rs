@@ -24,6 +24,7 @@
 //! Whatever moves a block from one place to another takes it out of the first before it is in the second,
 //! so that such a child may lose what the thread had in hand, but never has a block twice.
 
+use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
@@ -203,11 +204,11 @@ impl Lane {
     pub(super) fn steal<T>(
         &self,
         fence: impl FnOnce() -> bool,
-        f: impl FnOnce(Inside<'_>) -> T,
+        f: impl FnOnce(&Inside<'_>) -> T,
     ) -> Option<T> {
         // A lane that nobody holds is held by the drainer meanwhile.
         if self.try_hold() {
-            let result = self.enter().map(f);
+            let result = self.enter().map(|inside| f(&inside));
             self.let_go();
             return result;
         }
@@ -215,7 +216,10 @@ impl Lane {
         // D2 is a fence on this thread too; this one says so to the compiler.
         compiler_fence(Ordering::SeqCst);
         // Acquire pairs with T3.
-        let result = (fence() && !self.inside.load(Ordering::Acquire)).then(|| f(Inside(self)));
+        let result = (fence() && !self.inside.load(Ordering::Acquire)).then(|| {
+            // `inside` is the thread's: without T1 there is no T3, which could undo a T1 of the thread.
+            f(&ManuallyDrop::new(Inside(self)))
+        });
         self.wanted.store(false, Ordering::Release);
         result
     }
@@ -663,7 +667,8 @@ mod tests {
         assert_eq!(blocks, all);
     }
 
-    /// Seen to fail without `wanted` in `enter`, and without the look at `inside` in `steal`.
+    /// Seen to fail without `wanted` in `enter`, without the look at `inside` in `steal`, and where the end of
+    /// the drainer's stay cleared `inside`.
     #[test]
     fn a_thread_and_the_drainer_see_each_block_once() {
         const BLOCKS: usize = 400_000;
@@ -676,7 +681,7 @@ mod tests {
                 let mut seen = Vec::new();
                 loop {
                     let last = done.load(Ordering::Acquire);
-                    let take = |inside: Inside<'_>| take_all(&inside, &pool);
+                    let take = |inside: &Inside<'_>| take_all(inside, &pool);
                     seen.extend(lane.steal(sys::membarrier, take).unwrap_or_default());
                     if last {
                         return seen;

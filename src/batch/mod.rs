@@ -281,7 +281,7 @@ impl Batches {
                 *marked = false;
             } else if any || *marked {
                 let take =
-                    |inside: Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
+                    |inside: &Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
                 let Some(taken) = lane.steal(sys::membarrier, take) else {
                     continue;
                 };
