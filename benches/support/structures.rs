@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap, LinkedList};
 
 use serde_json::{Map, Value};
 
+use super::random::Random;
+
 /// Each with how many blocks it has, at least, for so many elements.
 pub(crate) struct Structure {
     pub(crate) name: &'static str,
@@ -40,30 +42,10 @@ pub(crate) const STRUCTURES: [Structure; 10] = [
     Structure { in_mean: false, ..structure("tree of directories", directories, M, 1.1) },
 ];
 
-/// The same numbers in each run (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn new() -> Random {
-        Random(0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, (self.next() % (i as u64 + 1)) as usize);
-        }
-    }
-}
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 fn shuffled<T: Send + 'static>(mut items: Vec<T>) -> Box<dyn Any + Send> {
-    Random::new().shuffle(&mut items);
+    Random(SEED).shuffle(&mut items);
     Box::new(items)
 }
 
@@ -84,7 +66,7 @@ fn pages(n: usize) -> Box<dyn Any + Send> {
 }
 
 fn tree_map(n: usize) -> Box<dyn Any + Send> {
-    let mut random = Random::new();
+    let mut random = Random(SEED);
     Box::new((0..n).map(|i| (random.next(), i.to_string())).collect::<Insert<_, _>>().0)
 }
 

@@ -1,4 +1,5 @@
-//! Small blocks freed in bursts: their addresses are written to chunks, which the drainer empties.
+//! Small blocks freed in bursts: their addresses are written to chunks, which the thread itself or the
+//! drainer empties later.
 //!
 //! A pair of allocation and free must go straight to the allocator, or every hot block turns cold. A
 //! burst, some hundred frees on one thread with no allocation between them, is a data structure that
@@ -66,15 +67,6 @@ struct Counts {
     over_bound: AtomicU64,
     contended: AtomicU64,
     out_of_reach: AtomicU64,
-}
-
-/// What all threads together have done.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    deferred_blocks: u64,
-    deferred_bytes: u64,
-    paid_back_blocks: u64,
-    paid_back_bytes: u64,
 }
 
 const NOBODY: usize = 0;
@@ -359,38 +351,30 @@ impl Batches {
 
     pub(crate) fn stats(&self) -> BurstStats {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let sums = self.sums();
-        let drained_blocks = load(&self.counts.drained_blocks);
-        let drained_bytes = load(&self.counts.drained_bytes);
+        let tally = |blocks, bytes| Tally { blocks: load(blocks), bytes: load(bytes) };
+        let counts = &self.counts;
+        let mut deferred = tally(&counts.adopted_blocks, &counts.adopted_bytes);
+        let drained = tally(&counts.drained_blocks, &counts.drained_bytes);
+        let mut paid_back = Tally::default();
+        for lane in self.lanes() {
+            deferred +=
+                Tally { blocks: lane.deferred_blocks(&self.pool), bytes: lane.deferred_bytes() };
+            paid_back += tally(&lane.counts.paid_back_blocks, &lane.counts.paid_back_bytes);
+        }
         let left = |deferred: u64, a: u64, b: u64| deferred.saturating_sub(a).saturating_sub(b);
         BurstStats {
-            deferred: Tally { blocks: sums.deferred_blocks, bytes: sums.deferred_bytes },
-            drained: Tally { blocks: drained_blocks, bytes: drained_bytes },
-            paid_back: Tally { blocks: sums.paid_back_blocks, bytes: sums.paid_back_bytes },
+            deferred,
+            drained,
+            paid_back,
             pending: Tally {
-                blocks: left(sums.deferred_blocks, drained_blocks, sums.paid_back_blocks),
-                bytes: left(sums.deferred_bytes, drained_bytes, sums.paid_back_bytes),
+                blocks: left(deferred.blocks, drained.blocks, paid_back.blocks),
+                bytes: left(deferred.bytes, drained.bytes, paid_back.bytes),
             },
-            no_chunk_blocks: load(&self.counts.no_chunk),
-            over_bound_blocks: load(&self.counts.over_bound),
-            contended_blocks: load(&self.counts.contended),
-            out_of_reach_blocks: load(&self.counts.out_of_reach),
+            no_chunk_blocks: load(&counts.no_chunk),
+            over_bound_blocks: load(&counts.over_bound),
+            contended_blocks: load(&counts.contended),
+            out_of_reach_blocks: load(&counts.out_of_reach),
         }
-    }
-
-    fn sums(&self) -> Sums {
-        let mut sums = Sums {
-            deferred_blocks: self.counts.adopted_blocks.load(Ordering::Relaxed),
-            deferred_bytes: self.counts.adopted_bytes.load(Ordering::Relaxed),
-            ..Sums::default()
-        };
-        for lane in self.lanes() {
-            sums.deferred_blocks += lane.deferred_blocks(&self.pool);
-            sums.deferred_bytes += lane.deferred_bytes();
-            sums.paid_back_blocks += lane.counts.paid_back_blocks.load(Ordering::Relaxed);
-            sums.paid_back_bytes += lane.counts.paid_back_bytes.load(Ordering::Relaxed);
-        }
-        sums
     }
 
     pub(crate) fn note_near_burst(&self) {

@@ -164,11 +164,6 @@ impl Thread {
         self.n_near.set(0);
     }
 
-    /// PROBE => PLAIN for a while.
-    fn near(&self) {
-        self.free_now(NEAR_FREES);
-    }
-
     /// The next frees are done at once. => PLAIN, or OWING if there is something to pay back.
     fn free_now(&self, n_frees: u32) {
         if self.owes.get() {
@@ -204,7 +199,7 @@ impl Thread {
             return false;
         }
         if self.n_near.get() >= PROBES / 2 {
-            self.near();
+            self.free_now(NEAR_FREES);
             return false;
         }
         true
@@ -354,7 +349,7 @@ pub(crate) fn owes_nothing() {
     });
 }
 
-/// BURST => PLAIN: there is nothing to write to.
+/// BURST => OWING, or PLAIN: there is nothing to write to.
 pub(crate) fn back_off(burst: u32) {
     THREAD.with(|thread| {
         if !thread.is_always(burst) {
