@@ -116,7 +116,13 @@ pub(crate) fn run(secs: u64) {
         done.store(true, Ordering::Relaxed);
     });
     assert!(deferfree::flush_values());
-    GLOBAL.flush();
+    // The scope has ended before its threads have: their last blocks may still come.
+    for _ in 0..100 {
+        GLOBAL.flush();
+        if GLOBAL.stats().bursts.pending.blocks == 0 {
+            break;
+        }
+    }
     let stats = GLOBAL.stats();
     println!("{} rounds, {stats:#?}", rounds.into_inner());
     let large = [

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, drainers, run_child, sleep_ms, threads, touched, wait_until};
+use common::{
+    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, threads, touched, wait_until,
+};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -76,7 +78,7 @@ fn work(rounds: usize) {
 }
 
 fn nothing_is_left() {
-    GLOBAL.flush();
+    flush_to_the_last(&GLOBAL);
     let stats = GLOBAL.stats();
     assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
 }

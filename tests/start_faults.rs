@@ -14,7 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{KIB, MIB, command, drainers, finish, fork, run_child, touched, wait_ok, wait_until};
+use common::{
+    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, run_child, touched, wait_ok,
+    wait_until,
+};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
@@ -97,7 +100,7 @@ fn first_bursts_at_once() {
     assert!(GLOBAL.stats().drainer_running);
     wait_until("a drainer", || !drainers().is_empty());
     assert_eq!(drainers().len(), 1);
-    GLOBAL.flush();
+    flush_to_the_last(&GLOBAL);
     let bursts = GLOBAL.stats().bursts;
     assert!(bursts.deferred.blocks > 0, "{bursts:?}");
     assert_eq!(bursts.pending.blocks, 0, "{bursts:?}");

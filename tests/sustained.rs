@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KIB, MIB, rss, run_child, sleep_ms};
+use common::{KIB, MIB, flush_to_the_last, rss, run_child, sleep_ms};
 use deferfree::DeferFree;
 
 const BOUND: usize = 64 * MIB;
@@ -74,7 +74,7 @@ fn judged(load: fn(&AtomicBool)) {
     if secs() >= 20 {
         assert!(most_rss[3] * 10 <= most_rss[1] * 11, "MiB by quarter: {mib:?}");
     }
-    GLOBAL.flush();
+    flush_to_the_last(&GLOBAL);
     let stats = GLOBAL.stats();
     assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
 }

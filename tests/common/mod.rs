@@ -220,6 +220,15 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Flushes until no small block waits. A scope ends before its threads have: they free a few blocks after
+/// that, and those of a thread in a burst wait.
+pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFree<B>) {
+    wait_until("no small block waits", || {
+        heap.flush();
+        heap.stats().bursts.pending.blocks == 0
+    });
+}
+
 pub(crate) fn sleep_ms(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
