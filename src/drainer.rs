@@ -301,6 +301,7 @@ pub(crate) fn run<B: Backing>(
                 BATCHES.purge();
             }
             drainer.unpurged = false;
+            clean_until = now;
             control.purges.fetch_add(1, Ordering::Relaxed);
         }
         drop(inside);

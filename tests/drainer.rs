@@ -4,7 +4,8 @@
 //! `wakes_to_purge`; without the purge, `goes_idle`; without going to sleep, `sleeps`; with a wake-up
 //! for every free, `a_million_frees`; without `SignalsBlocked`, `signals`; without
 //! `release_in_pieces`, `released_before_unmapped`; with a flush that is answered by a round that
-//! drained only what was old, `flush_by_many`.
+//! drained only what was old, `flush_by_many`; with the time of the last purge not noted,
+//! `purges_rarely_at_work`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some("sleeps") => sleeps_child(),
         Some("wakes_each_time") => wakes_each_time_child(),
         Some("wakes_to_purge") => wakes_to_purge_child(),
+        Some("purges_rarely_at_work") => purges_rarely_at_work_child(),
         Some("a_million_frees") => a_million_frees_child(),
         Some("flush_by_many") => flush_by_many_child(),
         Some("flush_alone") => flush_alone_child(),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
                 ("sleeps", || clean("sleeps", "20ms")),
                 ("wakes_each_time", || clean("wakes_each_time", "5ms")),
                 ("wakes_to_purge", wakes_to_purge),
+                ("purges_rarely_at_work", || clean("purges_rarely_at_work", "250ms")),
                 ("a_million_frees", a_million_frees),
                 ("flush_by_many", || clean("flush_by_many", "3600s")),
                 ("flush_alone", || clean("flush_alone", "4ms")),
@@ -128,6 +131,21 @@ fn wakes_to_purge_child() {
         wait_until("memory is purged", || GLOBAL.stats().purges > purges);
     }
     assert_eq!(GLOBAL.stats().peak_pending_bytes, 0);
+}
+
+/// While a program is at work its memory goes back every five seconds, not in each round: what has gone
+/// back has to be faulted in again. Sizes change, so that blocks are given back all the time.
+fn purges_rarely_at_work_child() {
+    let start = Instant::now();
+    let mut size = 300 * KIB;
+    while start.elapsed() < Duration::from_secs(8) {
+        drop(black_box(touched(size)));
+        size = 300 * KIB + size * 7 % (4 * MIB);
+    }
+    let stats = GLOBAL.stats();
+    assert!(stats.paid_back.blocks > 100, "{stats:?}");
+    // One after five seconds; some more where the machine was too busy for this thread to go on.
+    assert!((1..10).contains(&stats.purges), "{stats:?}");
 }
 
 fn wakes_to_purge() {
