@@ -16,6 +16,7 @@ static PHASE: PhaseCell<Dropper> = PhaseCell::new();
 /// The dropper, started if need be; `None` when values are to be dropped at once.
 #[inline]
 pub(super) fn running() -> Option<&'static Dropper> {
+    Dropper::prefetch(PHASE.addr());
     if dropper::is_dropper() {
         return None;
     }
