@@ -29,6 +29,7 @@
 //! without a wake-up.
 
 use std::alloc::Layout;
+use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
@@ -263,7 +264,11 @@ pub(crate) fn run<B: Backing>(
         let has_batches = BATCHES.is_owned_by(owner);
         if has_batches && now >= next_burst_round {
             next_burst_round = now + BURST_ROUND;
-            BATCHES.note_round(&mut quiet_threads);
+            let burst_activity = BATCHES.note_round(&mut quiet_threads);
+            if mem::replace(&mut last_burst_activity, burst_activity) != burst_activity {
+                last_burst = Some(now);
+                active_at = now;
+            }
         }
         let inside = match inside {
             Some(inside) if has_batches => {
@@ -279,15 +284,10 @@ pub(crate) fn run<B: Backing>(
         let mut quiet = false;
         if tick {
             let activity = pending.activity();
-            quiet = std::mem::replace(&mut last_activity, activity) == activity;
+            quiet = mem::replace(&mut last_activity, activity) == activity;
             if !quiet {
                 active_at = now;
             }
-        }
-        let burst_activity = if has_batches { BATCHES.activity() } else { 0 };
-        if std::mem::replace(&mut last_burst_activity, burst_activity) != burst_activity {
-            last_burst = Some(now);
-            active_at = now;
         }
         let after_burst = last_burst.is_some_and(|burst| now - burst < BURST_QUIET);
         if !drainer.unpurged {

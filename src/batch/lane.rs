@@ -233,15 +233,14 @@ impl Lane {
         self.run.len.load(Ordering::Relaxed) != 0
     }
 
-    /// For the drainer, once per round: how many blocks the thread has written down or paid back since
-    /// the last one.
-    pub(super) fn activity_since(&self, pool: &Pool) -> u64 {
+    /// For the drainer, once per round: `activity` now and at the last one.
+    pub(super) fn note_activity(&self, pool: &Pool) -> (u64, u64) {
         let activity = self.activity(pool);
-        activity.wrapping_sub(self.seen_activity.swap(activity, Ordering::Relaxed))
+        (activity, self.seen_activity.swap(activity, Ordering::Relaxed))
     }
 
     /// Blocks written down and paid back so far.
-    pub(super) fn activity(&self, pool: &Pool) -> u64 {
+    fn activity(&self, pool: &Pool) -> u64 {
         let paid_back = self.counts.paid_back_blocks.load(Ordering::Relaxed);
         self.deferred_blocks(pool).wrapping_add(paid_back)
     }

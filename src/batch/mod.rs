@@ -289,12 +289,17 @@ impl Batches {
     }
 
     /// For the drainer, once per round: which threads have been quiet since the last one, with blocks
-    /// that wait?
-    pub(crate) fn note_round(&self, quiet: &mut Quiet) {
+    /// that wait? Returns a number that changes when a thread goes on in a burst, of blocks near each other
+    /// too, or pays back.
+    pub(crate) fn note_round(&self, quiet: &mut Quiet) -> u64 {
+        let mut activity = self.counts.near_bursts.load(Ordering::Relaxed);
         for (lane, quiet) in self.lanes().iter().zip(&mut quiet.lanes) {
-            let is_quiet = lane.activity_since(&self.pool) < QUIET_BLOCKS;
+            let (now, before) = lane.note_activity(&self.pool);
+            let is_quiet = now.wrapping_sub(before) < QUIET_BLOCKS;
             *quiet = is_quiet && lane.may_hold_blocks(&self.pool);
+            activity = activity.wrapping_add(now);
         }
+        activity
     }
 
     /// Whether there is something for `drain`.
@@ -379,12 +384,6 @@ impl Batches {
 
     pub(crate) fn note_near_burst(&self) {
         self.counts.near_bursts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A number that changes when a thread goes on in a burst, of blocks near each other too, or pays back.
-    pub(crate) fn activity(&self) -> u64 {
-        let near = self.counts.near_bursts.load(Ordering::Relaxed);
-        self.lanes().iter().fold(near, |sum, lane| sum.wrapping_add(lane.activity(&self.pool)))
     }
 
     fn reset_counts(&self) {
