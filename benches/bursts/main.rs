@@ -7,8 +7,12 @@
 #[cfg(target_os = "linux")]
 mod shapes;
 #[cfg(target_os = "linux")]
+mod sizes;
+#[cfg(target_os = "linux")]
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(target_os = "linux")]
+mod sweep;
 #[cfg(target_os = "linux")]
 mod threads;
 
@@ -22,7 +26,7 @@ fn main() -> std::process::ExitCode {
 
     support::section::Bench {
         name: "bursts",
-        sections: &[&shapes::SECTION, &threads::SECTION],
+        sections: &[&shapes::SECTION, &threads::SECTION, &sweep::SECTION, &sizes::SECTION],
         contenders: &[
             Contender::System,
             Contender::Mimalloc,
