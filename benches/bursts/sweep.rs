@@ -29,22 +29,22 @@ pub(crate) const SECTION: Section = Section {
 
 const COLUMNS: [Column; 6] = [
     column("drop", "drop ms", MS, 2),
-    column("small", "1000 strings us", US, 1),
-    column("set 50", "set of 50, ns a block", ONE, 1),
-    column("set 200", "of 200", ONE, 1),
-    column("set 500", "of 500", ONE, 1),
-    column("set 2000", "of 2000", ONE, 1),
+    column("small", "10k strings us", US, 1),
+    column("set200", "set of 200, ns a block", ONE, 1),
+    column("set500", "of 500", ONE, 1),
+    column("set2000", "of 2000", ONE, 1),
+    column("set8000", "of 8000", ONE, 1),
 ];
 
 const SETS: [(&str, usize); 4] =
-    [("set 50", 50), ("set 200", 200), ("set 500", 500), ("set 2000", 2000)];
+    [("set200", 200), ("set500", 500), ("set2000", 2000), ("set8000", 8000)];
 
 /// Sizes of a request's blocks: 16 to 512 bytes, small ones more often.
 const SMALLEST: f64 = 16.0;
 const DOUBLINGS: f64 = 5.0;
 
 fn cases(scale: Scale) -> Vec<Case> {
-    ["32", "64", "128", "256", "512", "1024", "4096", "off"]
+    ["64", "256", "512", "1024", "2048", "4096", "8192", "off"]
         .map(|burst| {
             Case::new(burst, 500 * MIB, move |report| sweep(scale, report))
                 .with_variable("DEFERFREE_BURST", burst)
@@ -58,7 +58,7 @@ fn sweep(scale: Scale, report: &mut Report) {
         return;
     }
     drops(scale.pick(10, 10, 2), STRUCTURES[1].n_elements / scale.pick(4, 4, 100), "drop", report);
-    drops(scale.pick(2000, 2000, 20), 1000, "small", report);
+    drops(scale.pick(200, 200, 2), 10_000, "small", report);
     let n_blocks = scale.pick(4_000_000, 4_000_000, 20_000);
     for (key, n_set) in SETS {
         let start = Instant::now();

@@ -2,7 +2,7 @@
 //! drainer empties later.
 //!
 //! A pair of allocation and free must go straight to the allocator, or every hot block turns cold. A
-//! burst, some hundred frees on one thread with no allocation between them, is a data structure that
+//! burst, some thousand frees on one thread with no allocation between them, is a data structure that
 //! is being dropped: to free each block is to touch it, a cache miss a piece, and writing its address
 //! down is not. What is counted on the way of every call, and what follows from it, is in `thread`.
 //!

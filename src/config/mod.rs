@@ -61,7 +61,7 @@ pub(crate) enum Burst {
 }
 
 /// Frees in a row, see README, "How the defaults were chosen".
-pub(crate) const DEFAULT_BURST: u32 = 256;
+pub(crate) const DEFAULT_BURST: u32 = 4096;
 
 impl Settings {
     pub(crate) const DEFAULT: Settings = Settings {
