@@ -16,7 +16,8 @@
 //! - `lifecycle`: fork and exit
 //! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
-//! - `backing`: the allocator underneath; `sys`: the operating system
+//! - `backing`: the allocator underneath; `sync`: atomics and threads, or a model of them; `sys`: the operating
+//!   system
 //!
 //! Nothing that `dealloc` reaches allocates, takes a lock, panics or reads the clock, and but for the
 //! first free after an idle time nothing makes a system call. Nothing waits, with the one exception
@@ -36,6 +37,7 @@ mod latency;
 mod stats;
 mod config;
 mod backing;
+mod sync;
 mod sys;
 
 #[cfg(any(doc, doctest))]

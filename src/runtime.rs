@@ -1,13 +1,14 @@
 //! Everything that an allocator owns once its drainer runs, and what its large blocks go through.
 
+#[cfg(all(test, loom))]
+mod models;
+
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use crate::backing::Backing;
@@ -18,6 +19,8 @@ use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
+use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use crate::sync::thread;
 use crate::sys;
 
 /// Shared by the allocator and its drainer; lives in a mapping of its own.

@@ -1,18 +1,19 @@
 //! Chunks: arrays of block addresses, from a pool of fixed size that recycles the lowest ones first.
 
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::sync::IN_MODEL;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 
 /// Bytes of a chunk, and its alignment: an address that is a multiple of it is no slot.
-const CHUNK_BYTES: usize = 2 << 10;
+const CHUNK_BYTES: usize = if IN_MODEL { 32 } else { 2 << 10 };
 const HEAD_BYTES: usize = 16;
 /// Addresses that a chunk holds.
 pub(crate) const ADDRESSES: usize = (CHUNK_BYTES - HEAD_BYTES) / size_of::<u32>();
 
 /// Chunks in all: room for eight million addresses in 32 MiB.
-pub(crate) const CHUNKS: usize = 16 << 10;
+pub(crate) const CHUNKS: usize = if IN_MODEL { 128 } else { 16 << 10 };
 
 /// Addresses are sorted while they are written down: one bucket for each value of these bits.
 ///
@@ -20,7 +21,7 @@ pub(crate) const CHUNKS: usize = 16 << 10;
 /// a bucket has those of few pages. A page whose blocks are freed one after the other costs a fraction of
 /// one to which the allocator comes back for each.
 pub(crate) const BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 8;
+const BUCKET_BITS: u32 = if IN_MODEL { 1 } else { 8 };
 const PAGE_BITS: u32 = 16;
 
 /// Addresses of blocks are multiples of 8. With the bucket's bits gone as well, 32 bits reach 8 TiB far, and
@@ -83,7 +84,8 @@ impl Place {
 ///
 /// Whoever owns a chunk owns the blocks in it. The fields are atomics only so that ownership may be
 /// handed over by the rules of `lane`; all accesses are by the owner alone, hence Relaxed.
-#[repr(C, align(2048))]
+#[cfg_attr(not(all(test, loom)), repr(C, align(2048)))]
+#[cfg_attr(all(test, loom), repr(C, align(32)))]
 pub(crate) struct Chunk {
     base: AtomicUsize,
     /// The slots in use. While the chunk is open, a cursor says where they end.

@@ -26,11 +26,12 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
-};
 
 use super::chunk::{ADDRESSES, BUCKETS, List, Place, Pool, is_at_end};
+use crate::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence,
+};
+use crate::sync::light_fence;
 
 /// Bytes that a thread may write down before it asks for them.
 pub(super) const UNASKED_BYTES: usize = 1 << 20;
@@ -182,7 +183,8 @@ impl Lane {
     /// Makes the lane the caller's, if it is nobody's.
     pub(super) fn try_hold(&self) -> bool {
         // Acquire pairs with the Release in `let_go`: the lane is as its last holder left it.
-        !self.held.load(Ordering::Relaxed) && !self.held.swap(true, Ordering::Acquire)
+        !self.held.load(Ordering::Relaxed)
+            && self.held.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// The holder is done with it. What is in it is for the drainer, or the next holder.
@@ -194,7 +196,7 @@ impl Lane {
     #[inline(always)]
     pub(super) fn enter(&self) -> Option<Inside<'_>> {
         self.inside.store(true, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        light_fence();
         let inside = Inside(self);
         if self.wanted.load(Ordering::Acquire) { None } else { Some(inside) }
     }

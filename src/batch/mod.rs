@@ -18,13 +18,14 @@
 mod chunk;
 mod lane;
 pub(crate) mod thread;
-
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+#[cfg(all(test, loom))]
+mod models;
 
 use self::chunk::{ADDRESSES, BUCKETS, CHUNKS, List, Place, Pool};
 use self::lane::{Inside, Lane, Written, share};
 use crate::stats::{BurstStats, Tally};
-use crate::sys;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::{sync, sys};
 
 /// Threads that can defer at the same time; others free at once.
 const LANES: usize = 128;
@@ -274,7 +275,7 @@ impl Batches {
             } else if any || *marked {
                 let take =
                     |inside: &Inside<'_>| inside.take_all(&self.pool, &self.taken.lists, load);
-                let Some(taken) = lane.steal(sys::membarrier, take) else {
+                let Some(taken) = lane.steal(sync::heavy_fence, take) else {
                     continue;
                 };
                 *marked = false;

@@ -402,7 +402,7 @@ pub(super) fn end() -> Option<&'static Lane> {
 }
 
 /// In a forked child, on its only thread: the lane is not its own any more.
-pub(super) fn forked_child() {
+pub(crate) fn forked_child() {
     THREAD.with(|thread| {
         thread.lane.set(None);
         thread.owes.set(false);

@@ -9,16 +9,15 @@
 
 use std::hint;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-
-use crossbeam_queue::ArrayQueue;
 
 use super::value::{SLOT_BYTES, Value};
+use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use crate::sync::{ArrayQueue, IN_MODEL};
 
 /// 4 KiB.
-const SMALL_SLOTS: usize = 64;
+const SMALL_SLOTS: usize = if IN_MODEL { 1 } else { 64 };
 /// 1 MiB.
-pub(super) const LARGE_SLOTS: usize = 16 << 10;
+pub(super) const LARGE_SLOTS: usize = if IN_MODEL { 8 } else { 16 << 10 };
 
 /// Values in no particular order. Any thread puts in, one takes out.
 #[derive(Debug)]
@@ -129,13 +128,14 @@ mod tests {
         assert_eq!((0..2 * SMALL_SLOTS).filter(|_| put()).count(), SMALL_SLOTS);
         backlog.widen();
         assert_eq!((0..2 * LARGE_SLOTS).filter(|_| put()).count(), LARGE_SLOTS);
+        const LEFT: usize = LARGE_SLOTS / 4;
         let mut n_left = SMALL_SLOTS + LARGE_SLOTS;
         let n_taken = backlog.drain(|_| {
             n_left -= 1;
-            if n_left == 1000 { Next::Stop } else { Next::Continue }
+            if n_left == LEFT { Next::Stop } else { Next::Continue }
         });
-        assert_eq!(n_taken, SMALL_SLOTS + LARGE_SLOTS - 1000);
-        assert_eq!(backlog.drain(|_| Next::Continue), 1000);
+        assert_eq!(n_taken, SMALL_SLOTS + LARGE_SLOTS - LEFT);
+        assert_eq!(backlog.drain(|_| Next::Continue), LEFT);
         assert_eq!(backlog.drain(|_| Next::Continue), 0);
         assert!(put() && backlog.large().unwrap().is_empty(), "the small queue is used again");
     }

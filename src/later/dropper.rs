@@ -58,10 +58,8 @@ use std::cell::Cell;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::sync::{OnceLock, PoisonError};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
@@ -69,6 +67,9 @@ use super::backlog::{Backlog, LARGE_SLOTS, Next};
 use super::value::{SLOT_BYTES, Value};
 use crate::config::say;
 use crate::lifecycle::{self, OfGeneration};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::thread::{self, Thread};
+use crate::sync::{Condvar, Instant, Mutex};
 use crate::sys;
 
 /// As `ps -L` and debuggers show it.

@@ -19,6 +19,8 @@ mod dropper;
 mod phase;
 mod smart;
 mod value;
+#[cfg(all(test, loom))]
+mod models;
 
 use std::mem;
 use std::time::Duration;

@@ -35,12 +35,14 @@
 //! be started. Until then it can be unloaded.
 
 mod phase;
+#[cfg(all(test, loom))]
+pub(crate) mod models;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use crate::batch::BATCHES;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::thread;
 use crate::{backing, sys};
 
 pub(crate) use phase::{OfGeneration, Phase, PhaseCell};

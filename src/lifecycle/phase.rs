@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::generation;
+use crate::sync::atomic::{AtomicPtr, Ordering};
 
 /// ```text
 /// OFF => STARTING => RUNNING

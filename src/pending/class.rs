@@ -2,12 +2,14 @@
 
 use std::alloc::Layout;
 
+use crate::sync::IN_MODEL;
+
 /// Classes per doubling of the size: a block is at most 1/16 larger than was asked for.
 const STEPS_LOG2: u32 = 4;
 const STEPS: usize = 1 << STEPS_LOG2;
 
 const MIN_LOG2: u32 = 12;
-const MAX_LOG2: u32 = 47;
+const MAX_LOG2: u32 = if IN_MODEL { 13 } else { 47 };
 
 /// The smallest block that can be deferred on its own.
 pub(crate) const MIN_BYTES: usize = 1 << MIN_LOG2;

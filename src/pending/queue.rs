@@ -5,14 +5,13 @@
 //! program that may have one buffer of each of a hundred sizes.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-
-use crossbeam_queue::ArrayQueue;
 
 use super::Block;
+use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use crate::sync::{ArrayQueue, IN_MODEL};
 
 /// Slots of each tier: 1 KiB, 16 KiB and 256 KiB.
-const TIER_SLOTS: [usize; TIERS] = [64, 1024, 16 << 10];
+const TIER_SLOTS: [usize; TIERS] = if IN_MODEL { [1, 1, 1] } else { [64, 1024, 16 << 10] };
 const TIERS: usize = 3;
 
 type Tier = ArrayQueue<Block>;
