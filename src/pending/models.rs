@@ -1,0 +1,110 @@
+//! Models of what comes and goes, see `sync`.
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::rc::Rc;
+
+use super::{Block, Class, Kept, Pending, Refused, Taken};
+use crate::sync::thread;
+use crate::sync::{Plain, check};
+
+/// Zeros, which remain: what is stored is with the execution.
+fn pending() -> &'static Pending {
+    // SAFETY: not empty, and zeros are a valid value.
+    unsafe { &*alloc_zeroed(Layout::new::<Pending>()).cast() }
+}
+
+/// The memory of some blocks. Whoever has a block writes to it.
+#[derive(Clone)]
+struct Blocks(Rc<Vec<Plain>>);
+
+impl Blocks {
+    fn new(n: usize) -> Blocks {
+        Blocks(Rc::new((0..n).map(|_| Plain::new()).collect()))
+    }
+
+    fn at(&self, i: usize) -> Block {
+        self.use_it(i);
+        // SAFETY: as good as a block here: nobody frees it.
+        unsafe { Block::new((&raw const self.0[i]).cast_mut().cast()) }
+    }
+
+    fn use_it(&self, i: usize) {
+        self.0[i].write();
+    }
+
+    /// Which one it is.
+    fn number(&self, block: Block) -> usize {
+        let i = self.0.iter().position(|cell| (&raw const *cell).addr() == block.0.addr()).unwrap();
+        self.use_it(i);
+        i
+    }
+}
+
+fn class() -> Class {
+    Class::from_index(0)
+}
+
+/// Puts a block in; says which one the caller has to free, if any.
+fn put(pending: &Pending, blocks: &Blocks, i: usize) -> Option<usize> {
+    let freed = match pending.put(class(), blocks.at(i)) {
+        Ok(Kept::Normal | Kept::WasAsleep | Kept::OverHighWater) => None,
+        Err(Refused::Bound(block) | Refused::Queue(block)) => Some(blocks.number(block)),
+    };
+    assert!(pending.bytes() <= pending.max_bytes());
+    freed
+}
+
+fn take(pending: &Pending, blocks: &Blocks) -> Option<usize> {
+    let taken = match pending.take(class(), 1) {
+        Taken::Fitting(block) | Taken::Misaligned(block) => Some(blocks.number(block)),
+        Taken::Nothing => None,
+    };
+    assert!(pending.bytes() <= pending.max_bytes());
+    taken
+}
+
+fn drain(pending: &Pending, blocks: &Blocks) -> Option<usize> {
+    let drained = pending.drain(class()).map(|block| blocks.number(block));
+    assert!(pending.bytes() <= pending.max_bytes());
+    drained
+}
+
+/// Threads that put blocks and take some, and a drainer: of three blocks each is in one hand in the end.
+/// At most `max_blocks` wait.
+fn each_block_once(preemptions: usize, max_blocks: usize) {
+    let pending = pending();
+    check(Some(preemptions), 64, move || {
+        pending.set_up(max_blocks * class().bytes(), 0);
+        pending.prepare(class(), |_| true);
+        let blocks = Blocks::new(3);
+        let [first, second] = [blocks.clone(), blocks.clone()];
+        let putter = thread::spawn(move || [put(pending, &first, 0), put(pending, &first, 1)]);
+        let taker = thread::spawn(move || [put(pending, &second, 2), take(pending, &second)]);
+        let drained = drain(pending, &blocks);
+        let mut out: Vec<usize> =
+            putter.join().into_iter().chain(taker.join()).chain([drained]).flatten().collect();
+        assert_eq!(pending.bytes(), (3 - out.len()) * class().bytes());
+        while let Some(block) = drain(pending, &blocks) {
+            out.push(block);
+        }
+        out.sort_unstable();
+        assert_eq!(out, [0, 1, 2]);
+        assert_eq!(pending.bytes(), 0);
+        assert!(pending.peak_bytes() <= pending.max_bytes());
+        // SAFETY: the other threads have ended, and no block is left.
+        unsafe { pending.destroy() };
+    });
+}
+
+/// Seen to fail where `put`, `pop_last` or `reserve` load and store instead of exchanging, with Relaxed in the
+/// first two, where bytes are released before the block is out, and where `put` keeps them of a refused one.
+#[test]
+fn no_block_is_lost_or_there_twice() {
+    each_block_once(2, 3);
+}
+
+/// Seen to fail as above, and where `reserve` does not look at the bound.
+#[test]
+fn nor_where_the_bound_is_reached() {
+    each_block_once(3, 1);
+}

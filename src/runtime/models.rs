@@ -1,0 +1,223 @@
+//! Models of the drainer: how it sleeps, is woken, flushed and stopped; see `sync`.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ptr::{self, NonNull};
+
+use super::Runtime;
+use crate::backing::Backing;
+use crate::batch::{BATCHES, LOAD};
+use crate::config::Config;
+use crate::drainer;
+use crate::pending::Class;
+use crate::sync::check;
+use crate::sync::thread::{self, JoinHandle, Thread};
+
+thread_local! {
+    /// Addresses of blocks that have been allocated and not been freed.
+    static LIVE: RefCell<BTreeSet<usize>> = const { RefCell::new(BTreeSet::new()) };
+    static N_PURGES: Cell<usize> = const { Cell::new(0) };
+    /// To be told of purges.
+    static WATCHER: RefCell<Option<Thread>> = const { RefCell::new(None) };
+}
+
+/// Gives out addresses.
+#[derive(Clone, Copy)]
+struct Addresses;
+
+const STEP: usize = 1 << 20;
+
+// SAFETY: the addresses are not used.
+unsafe impl GlobalAlloc for Addresses {
+    unsafe fn alloc(&self, _: Layout) -> *mut u8 {
+        LIVE.with_borrow_mut(|live| {
+            let address = live.last().map_or(STEP, |last| last + STEP);
+            live.insert(address);
+            ptr::without_provenance_mut(address)
+        })
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, _: Layout) {
+        assert!(LIVE.with_borrow_mut(|live| live.remove(&ptr.addr())), "freed twice");
+    }
+}
+
+// SAFETY: as above.
+unsafe impl Backing for Addresses {
+    fn purge(&self) {
+        N_PURGES.set(N_PURGES.get() + 1);
+        if let Some(watcher) = WATCHER.with_borrow(Option::clone) {
+            watcher.unpark();
+        }
+    }
+}
+
+fn is_live(block: *mut u8) -> bool {
+    LIVE.with_borrow(|live| live.contains(&block.addr()))
+}
+
+fn class() -> Class {
+    Class::from_index(0)
+}
+
+type ModelRuntime = Runtime<Addresses>;
+
+/// A runtime and its drainer, as `Runtime::start` makes them but for the thread, which can be joined.
+struct Running {
+    runtime: NonNull<ModelRuntime>,
+    drainer: JoinHandle<()>,
+}
+
+impl Running {
+    fn start() -> Running {
+        LIVE.with_borrow_mut(BTreeSet::clear);
+        N_PURGES.set(0);
+        WATCHER.set(Some(thread::current()));
+        let config = Config {
+            enabled: true,
+            threshold_bytes: class().bytes(),
+            burst: Some(0),
+            // Everything that waits is freed in each round.
+            delay_ms: 0,
+            max_pending_bytes: 2 * class().bytes(),
+        };
+        let runtime = ModelRuntime::build(Addresses, config, 0).unwrap();
+        let owner = runtime.addr().get();
+        assert!(BATCHES.claim(owner));
+        let drainer = thread::spawn(move || {
+            // SAFETY: it is there until `end`.
+            let this = unsafe { runtime.as_ref() };
+            let mut load = Box::new([0; LOAD]);
+            let delay = std::time::Duration::ZERO;
+            drainer::run(Addresses, &this.pending, &this.control, delay, owner, &mut load);
+        });
+        // SAFETY: as above.
+        unsafe { runtime.as_ref() }.control.set_thread(drainer.thread().clone());
+        Running { runtime, drainer }
+    }
+
+    fn get(&self) -> &'static ModelRuntime {
+        // SAFETY: it is there until `end`, by which the models' other threads have ended.
+        unsafe { &*self.runtime.as_ptr() }
+    }
+
+    fn end(self) {
+        self.get().stop();
+        self.drainer.join();
+        assert_eq!(LIVE.with_borrow(BTreeSet::len), 0, "not all blocks were freed");
+        // SAFETY: the drainer has ended and nothing waits.
+        unsafe { ModelRuntime::destroy(self.runtime) };
+    }
+}
+
+fn alloc(runtime: &ModelRuntime) -> *mut u8 {
+    let block = runtime.alloc(class(), Layout::from_size_align(class().bytes(), 8).unwrap(), false);
+    assert!(is_live(block));
+    block
+}
+
+fn free(runtime: &ModelRuntime, block: *mut u8) {
+    // SAFETY: `alloc` made it.
+    unsafe { runtime.dealloc(class(), block) };
+}
+
+/// Waits until `condition` holds; looks again after each purge.
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        thread::park();
+    }
+}
+
+/// Blocks that are freed as the drainer falls asleep, or sleeps, or works.
+///
+/// Seen to fail where the free that ends its sleep does not wake it, and where D1 does not look for 0.
+#[test]
+fn a_free_wakes_the_drainer() {
+    check(Some(1), 96, || {
+        let running = Running::start();
+        let runtime = running.get();
+        let (first, second) = (alloc(runtime), alloc(runtime));
+        let other = thread::spawn(move || free(runtime, first));
+        free(runtime, second);
+        wait_until(|| !is_live(first) && !is_live(second));
+        other.join();
+        running.end();
+    });
+}
+
+/// Memory that a thread gave back itself is purged.
+///
+/// Seen to fail without F2, where D2 does not look at `dirty`, and where F1 to D2 are Acquire and Release.
+#[test]
+fn memory_given_back_is_purged() {
+    check(Some(3), 96, || {
+        let running = Running::start();
+        let runtime = running.get();
+        runtime.control.note_given_back(&runtime.pending);
+        wait_until(|| N_PURGES.get() >= 1);
+        running.end();
+    });
+}
+
+fn free_and_flush(runtime: &ModelRuntime, block: *mut u8) {
+    free(runtime, block);
+    runtime.flush();
+    assert!(!is_live(block));
+}
+
+/// Seen to fail without `hurry`, where the drainer reads the ticket after it has drained, and without its wake-up.
+#[test]
+fn a_flush_frees_what_came_before() {
+    check(Some(3), 96, || {
+        let running = Running::start();
+        let runtime = running.get();
+        free_and_flush(runtime, alloc(runtime));
+        running.end();
+    });
+}
+
+/// Seen to fail as above, where D2 does not look at `hurry`, and where the one who notifies does not take the lock.
+#[test]
+fn each_flush_is_heard() {
+    check(Some(2), 96, || {
+        let running = Running::start();
+        let runtime = running.get();
+        let block = alloc(runtime);
+        let other = thread::spawn(move || free_and_flush(runtime, block));
+        runtime.flush();
+        other.join();
+        running.end();
+    });
+}
+
+/// Seen to fail where `stop` wakes nobody, and where the drainer parks without looking at it.
+#[test]
+fn a_stop_leaves_nothing() {
+    check(Some(3), 96, || {
+        let running = Running::start();
+        let runtime = running.get();
+        free(runtime, alloc(runtime));
+        running.end();
+    });
+}
+
+/// The chunk that is taken for it is what keeps the drainer awake.
+///
+/// Seen to fail where its thread does not end the drainer's sleep, and where D2 does not look at chunks.
+#[test]
+fn a_small_block_wakes_the_drainer() {
+    check(Some(2), 128, || {
+        let running = Running::start();
+        let runtime = running.get();
+        // Loom's threads are one to the thread-locals, as are its executions.
+        crate::batch::thread::forked_child();
+        let block = alloc(runtime);
+        if runtime.defer_small(block, 8, 0) {
+            wait_until(|| !is_live(block));
+        } else {
+            free(runtime, block);
+        }
+        running.end();
+    });
+}
