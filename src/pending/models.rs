@@ -103,7 +103,7 @@ fn no_block_is_lost_or_there_twice() {
     each_block_once(2, 3);
 }
 
-/// Seen to fail as above, and where `reserve` does not look at the bound.
+/// Seen to fail as above but for the last, and where `reserve` does not look at the bound.
 #[test]
 fn nor_where_the_bound_is_reached() {
     each_block_once(3, 1);

@@ -166,7 +166,7 @@ fn free_and_flush(runtime: &ModelRuntime, block: *mut u8) {
     assert!(!is_live(block));
 }
 
-/// Seen to fail without `hurry`, where the drainer reads the ticket after it has drained, and without its wake-up.
+/// Seen to fail without `hurry`, without its wake-up, and where the one who notifies does not take the lock.
 #[test]
 fn a_flush_frees_what_came_before() {
     check(Some(3), 96, || {
@@ -177,7 +177,8 @@ fn a_flush_frees_what_came_before() {
     });
 }
 
-/// Seen to fail as above, where D2 does not look at `hurry`, and where the one who notifies does not take the lock.
+/// Seen to fail where the drainer reads the ticket after it has drained, where D2 does not look at `hurry`, and
+/// without the wake-up or the lock.
 #[test]
 fn each_flush_is_heard() {
     check(Some(2), 96, || {
