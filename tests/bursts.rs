@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         None => common::run(&[
             ("never_bursting", || run("never_bursting")),
             ("near_blocks", || run("near_blocks")),
+            ("short_bursts", || run_child("short_bursts", &[], 60).expect_clean()),
             ("everything_comes_back", || run("everything_comes_back")),
             ("thread_exit", || run("thread_exit")),
             ("quiet_thread", || run("quiet_thread")),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ]),
         Some("never_bursting") => child(never_bursting),
         Some("near_blocks") => child(near_blocks),
+        Some("short_bursts") => child(short_bursts),
         Some("everything_comes_back") => child(everything_comes_back),
         Some("thread_exit") => child(thread_exit),
         Some("quiet_thread") => child(quiet_thread),
@@ -117,6 +119,30 @@ fn near_blocks() {
     assert_eq!(heap.stats().bursts.deferred.blocks, 0);
     assert_eq!(drainers().len(), 1);
     wait_until("memory is returned", || heap.stats().purges > 0);
+}
+
+/// Without a setting: working sets that are freed in a row and built again are left alone after a few, until a
+/// structure is dropped that is worth it.
+fn short_bursts() {
+    let (heap, book) = heap();
+    let set = |n| {
+        let before = heap.stats().bursts.deferred.blocks;
+        let some = blocks(heap, n);
+        free(heap, &some);
+        heap.stats().bursts.deferred.blocks - before
+    };
+    assert!(set(1001) > 0);
+    for n in [1001, 4001] {
+        (0..10).for_each(|_| _ = set(n));
+    }
+    for _ in 0..100 {
+        assert_eq!(set(1001), 0);
+        assert_eq!(set(4001), 0);
+    }
+    assert!(set(50_000) > 40_000);
+    assert!(set(1001) > 0, "as at the start");
+    heap.flush();
+    assert_eq!(book.live_blocks(), 0);
 }
 
 fn everything_comes_back() {

@@ -44,10 +44,10 @@ const SMALLEST: f64 = 16.0;
 const DOUBLINGS: f64 = 5.0;
 
 fn cases(scale: Scale) -> Vec<Case> {
-    ["64", "256", "512", "1024", "2048", "4096", "8192", "off"]
+    ["default", "64", "256", "1024", "4096", "8192", "off"]
         .map(|burst| {
-            Case::new(burst, 500 * MIB, move |report| sweep(scale, report))
-                .with_variable("DEFERFREE_BURST", burst)
+            let case = Case::new(burst, 500 * MIB, move |report| sweep(scale, report));
+            if burst == "default" { case } else { case.with_variable("DEFERFREE_BURST", burst) }
         })
         .into()
 }

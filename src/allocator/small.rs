@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use super::{DeferFree, Phase, SWITCHED_OFF};
 use crate::backing::Backing;
 use crate::batch::BATCHES;
-use crate::batch::thread::{self, ALWAYS, DISABLED, OFF, OnAlloc, OnFree};
+use crate::batch::thread::{self, ADAPTIVE, ALWAYS, DISABLED, OFF, OnAlloc, OnFree};
 use crate::config::{Burst, DEFAULT_BURST};
 use crate::sys;
 
 /// What `burst` says until the number of CPUs has been looked at.
-pub(super) const BY_CPUS: u32 = OFF - 1;
+pub(super) const BY_CPUS: u32 = ADAPTIVE - 1;
 
 impl<B: Backing> DeferFree<B> {
     /// As `dealloc`, in the same cases, and when the thread's frees in a row may begin a burst.
@@ -168,7 +168,7 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// Frees in a row that begin a burst; may be `ALWAYS`, `OFF` or `DISABLED`.
+    /// Frees in a row that begin a burst; may be `ALWAYS`, `ADAPTIVE`, `OFF` or `DISABLED`.
     fn burst_frees(&self) -> u32 {
         if self.read_settings() == SWITCHED_OFF || !sys::CAN_DEFER {
             return DISABLED;
@@ -177,14 +177,17 @@ impl<B: Backing> DeferFree<B> {
         if burst != BY_CPUS {
             return burst;
         }
-        let burst = if sys::has_one_cpu() { OFF } else { DEFAULT_BURST };
+        let burst = if sys::has_one_cpu() { OFF } else { ADAPTIVE };
         self.burst.store(burst, Ordering::Relaxed);
         burst
     }
 
     /// As the configuration shows it.
     pub(super) fn configured_burst(&self) -> Option<u32> {
-        Some(self.burst_frees()).filter(|&burst| burst < OFF)
+        match self.burst_frees() {
+            ADAPTIVE => Some(DEFAULT_BURST),
+            burst => Some(burst).filter(|&burst| burst < OFF),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! drainer empties later.
 //!
 //! A pair of allocation and free must go straight to the allocator, or every hot block turns cold. A
-//! burst, some thousand frees on one thread with no allocation between them, is a data structure that
+//! burst, some hundred frees on one thread with no allocation between them, is a data structure that
 //! is being dropped: to free each block is to touch it, a cache miss a piece, and writing its address
 //! down is not. What is counted on the way of every call, and what follows from it, is in `thread`.
 //!
@@ -254,9 +254,13 @@ impl Batches {
     /// Fewer than that: there are no more, or the drainer is at them. `release` is told the bytes that
     /// had been granted.
     pub(crate) fn pay_back(&self, blocks: &mut [*mut u8], release: impl FnMut(usize)) -> usize {
-        let Some(inside) = thread::lane(|| None).and_then(Lane::enter) else {
+        let Some(lane) = thread::lane(|| None) else {
             return 0;
         };
+        let Some(inside) = lane.enter() else {
+            return 0;
+        };
+        thread::note_payment(|| lane.deferred_blocks(&self.pool));
         inside.pay_back(&self.pool, blocks, release)
     }
 

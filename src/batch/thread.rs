@@ -19,6 +19,15 @@
 //! line; and to free them is cheapest where they were allocated. The drainer frees those of threads that
 //! have gone quiet.
 //!
+//! # How many frees are a burst
+//!
+//! Unless it is set, that is for each thread to learn. Blocks that are still in the cache are freed in the
+//! time that it takes to write them down, and to pay them back comes on top: a request that frees its working
+//! set of a thousand blocks, to allocate the next one at once, is better left alone. Each burst that ends
+//! with fewer than [`LONG_BURST`] blocks written down doubles what the thread's next one takes, up to
+//! `DEFAULT_BURST << MOST_SHORT`; a longer one takes all that back. It begins low because what a thread frees
+//! itself leaves its pages with that thread, and an idle one never looks at what the drainer adds to them.
+//!
 //! # The hot path
 //!
 //! The common case is a small block in PLAIN. `quick_below` is 0 in all other states, so that the one
@@ -31,6 +40,7 @@
 use std::cell::Cell;
 
 use super::lane::Lane;
+use crate::config::DEFAULT_BURST;
 
 /// `left` after an allocation.
 const FIRST: i32 = 2 * FIRST_FREES as i32 - 1;
@@ -57,11 +67,17 @@ const NEAR_FREES: u32 = 4096;
 const CHUNKS_PER_PROBE: u32 = 512;
 /// A thread that owes pays with each so many-th allocation.
 pub(crate) const ALLOCS_PER_PAYMENT: u32 = 16;
+/// A burst of so many blocks was worth it.
+const LONG_BURST: u64 = 16 << 10;
+/// How often short ones double what a burst takes.
+const MOST_SHORT: u32 = 4;
 /// Frees that are done at once when there was no chunk to write to.
 const BACK_OFF_FREES: u32 = 256;
 
 /// Instead of a number of frees in a row: every free is deferred.
 pub(crate) const ALWAYS: u32 = 0;
+/// Instead of a number: the thread learns it.
+pub(crate) const ADAPTIVE: u32 = OFF - 1;
 /// No burst ever begins; a [`DeferScope`](crate::DeferScope) defers all the same.
 pub(crate) const OFF: u32 = u32::MAX - 1;
 /// Nothing is deferred at all.
@@ -103,6 +119,12 @@ struct Thread {
     n_chunks: Cell<u32>,
     /// OWING: allocations before the next payment.
     allocs_left: Cell<u32>,
+    /// A burst has just ended.
+    burst_ended: Cell<bool>,
+    /// Short bursts since the last long one, up to `MOST_SHORT`.
+    n_short: Cell<u32>,
+    /// Blocks that its lane had been given when its last burst ended.
+    n_deferred: Cell<u64>,
     /// How many `DeferScope`s live.
     n_scopes: Cell<u32>,
     /// The thread has given its lane up because it ends.
@@ -133,6 +155,9 @@ impl Thread {
             owes: Cell::new(false),
             n_chunks: Cell::new(0),
             allocs_left: Cell::new(0),
+            burst_ended: Cell::new(false),
+            n_short: Cell::new(0),
+            n_deferred: Cell::new(0),
             n_scopes: Cell::new(0),
             ended: Cell::new(false),
         }
@@ -176,10 +201,16 @@ impl Thread {
         }
     }
 
+    /// Frees in a row that begin a burst of this thread.
+    fn burst_frees(&self, burst: u32) -> u32 {
+        if burst == ADAPTIVE { DEFAULT_BURST << self.n_short.get() } else { burst }
+    }
+
     /// => OWING, at an allocation.
     fn pay(&self, burst: u32) -> OnAlloc {
+        self.burst_ended.set(self.state.get() == State::Burst);
         self.leave_plain(State::Owing);
-        self.n_set.set(burst);
+        self.n_set.set(self.burst_frees(burst));
         self.allocs_left.set(ALLOCS_PER_PAYMENT - 1);
         OnAlloc::PayBack
     }
@@ -278,6 +309,7 @@ pub(crate) fn on_free(address: usize, burst: u32) -> OnFree {
                 thread.left.set(NEVER);
             }
             State::Plain => {
+                let burst = thread.burst_frees(burst);
                 let left = thread.left.get();
                 let n_frees = if left & 1 != 0 {
                     FIRST_FREES
@@ -338,6 +370,21 @@ pub(crate) fn on_alloc(burst: u32) -> OnAlloc {
             State::Plain | State::Probe | State::Burst | State::Owing => thread.pay(burst),
         }
     })
+}
+
+/// The thread pays back. After a burst it learns how long that was: `n_deferred` tells how many blocks its lane
+/// has been given so far.
+pub(super) fn note_payment(n_deferred: impl FnOnce() -> u64) {
+    THREAD.with(|thread| {
+        if !thread.burst_ended.replace(false) {
+            return;
+        }
+        let now = n_deferred();
+        // The first burst of a lane's next holder may look longer than it was.
+        let n_blocks = now.wrapping_sub(thread.n_deferred.replace(now));
+        let n_short = if n_blocks >= LONG_BURST { 0 } else { thread.n_short.get() + 1 };
+        thread.n_short.set(n_short.min(MOST_SHORT));
+    });
 }
 
 /// OWING => PLAIN: everything is paid back, or the drainer has it.

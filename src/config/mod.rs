@@ -54,14 +54,15 @@ pub(crate) enum ReportTo {
 /// When small blocks are deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Burst {
-    /// After [`DEFAULT_BURST`] frees in a row; never where there is one CPU only.
+    /// After [`DEFAULT_BURST`] frees in a row, or more where bursts have been short; never where there is one
+    /// CPU only.
     Default,
     After(u32),
     Never,
 }
 
 /// Frees in a row, see README, "How the defaults were chosen".
-pub(crate) const DEFAULT_BURST: u32 = 4096;
+pub(crate) const DEFAULT_BURST: u32 = 256;
 
 impl Settings {
     pub(crate) const DEFAULT: Settings = Settings {

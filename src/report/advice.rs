@@ -166,7 +166,7 @@ mod tests {
         Config {
             enabled: true,
             threshold_bytes: 256 << 10,
-            burst: Some(4096),
+            burst: Some(256),
             delay_ms: 250,
             max_pending_bytes: 1 << 30,
         }
