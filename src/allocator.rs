@@ -143,7 +143,8 @@ impl<B: Backing> DeferFree<B> {
 
     /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees `n_frees` blocks in a row,
     /// with no allocation between them, has the next ones freed by the drainer until it allocates
-    /// again. Fewer than 32 count as 32, but 0 defers every free; `None` none.
+    /// again. Fewer than 32 count as 32, but 0 defers every free; `None` none. If it is not set at all, a
+    /// thread begins with 256 and learns, from bursts that end early, to wait for up to 4096.
     #[must_use]
     pub const fn burst(mut self, n_frees: Option<u32>) -> Self {
         self.defaults.burst = match n_frees {
