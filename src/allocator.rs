@@ -284,6 +284,9 @@ impl<B: Backing> DeferFree<B> {
             Ok(_) => {
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
+                if settings.enabled && sys::CAN_DEFER {
+                    self.backing.reserve();
+                }
                 if settings.reporting.to != ReportTo::Nowhere
                     && report::claim::<Runtime<B>>(settings.reporting, || self.config())
                 {

@@ -11,7 +11,7 @@
 //! That nothing waits and that the drainer sleeps are one word, `Backlog::bytes`: the drainer changes
 //! it from 0 to ASLEEP, a free from ASLEEP to its size. Whoever does the latter wakes the drainer,
 //! nobody else, and no wake-up can fall between looking and sleeping. One that comes before the
-//! drainer has parked is kept by `unpark`.
+//! drainer has parked is kept by the `Parker`.
 //!
 //! The other reasons to be awake are rare, and flags of their own:
 //!
@@ -29,9 +29,10 @@
 //! without a wake-up.
 
 use std::alloc::Layout;
+use std::ffi::CStr;
 use std::mem;
 use std::ptr;
-use std::sync::{OnceLock, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::backing::Backing;
@@ -39,12 +40,11 @@ use crate::batch::{BATCHES, LOAD, Quiet};
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::thread::{self, Thread};
-use crate::sync::{Condvar, Instant, Mutex};
+use crate::sync::{Condvar, Instant, Mutex, Parker, thread};
 use crate::sys;
 
 /// The drainer's name, as `ps -L` and debuggers show it.
-pub(crate) const THREAD_NAME: &str = "deferfree";
+pub(crate) const THREAD_NAME: &CStr = c"deferfree";
 /// Room for a few frames of this file and the allocator's: nothing here recurses.
 pub(crate) const STACK_BYTES: usize = 256 << 10;
 
@@ -80,7 +80,7 @@ const ANY_LAYOUT: Layout = Layout::new::<u8>();
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
 
-/// What threads say to the drainer, and it to them. All zero but for `thread` at the start.
+/// What threads say to the drainer, and it to them. All zero at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     /// Memory was given back by others than the drainer since it purged last.
@@ -88,7 +88,10 @@ pub(crate) struct Control {
     /// Drain everything at the next opportunity, whatever its age.
     hurry: AtomicBool,
     stop: AtomicBool,
-    thread: OnceLock<Thread>,
+    /// Whoever stops the drainer has looked at this for the last time.
+    has_stopped: AtomicBool,
+    /// Where the drainer waits between its rounds, and sleeps.
+    parker: Parker,
     purges: AtomicU64,
     flush_wanted: AtomicU64,
     flush_done: AtomicU64,
@@ -96,12 +99,6 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// To be called once, before any thread but the drainer itself knows of `self`.
-    pub(crate) fn set_thread(&self, thread: Thread) {
-        let set = self.thread.set(thread);
-        debug_assert!(set.is_ok());
-    }
-
     /// F2
     pub(crate) fn wake_if_asleep(&self, pending: &Pending) {
         if pending.end_sleep() {
@@ -112,9 +109,7 @@ impl Control {
     /// For the one thread that ended the drainer's sleep, or that has something urgent for it.
     #[cold]
     pub(crate) fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
+        self.parker.unpark();
     }
 
     /// The caller has given memory back to the allocator itself: it has to be purged some time.
@@ -155,11 +150,10 @@ impl Control {
 
     /// Has the drainer free everything and end. `self` may be gone at any time after this.
     pub(crate) fn stop(&self) {
-        let thread = self.thread.get().cloned();
         self.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = thread {
-            thread.unpark();
-        }
+        self.parker.unpark();
+        // Release pairs with the Acquire at the end of `run`.
+        self.has_stopped.store(true, Ordering::Release);
     }
 
     pub(crate) fn purges(&self) -> u64 {
@@ -184,7 +178,7 @@ impl Control {
         if pending.is_asleep() {
             backing.drainer_awake(false);
             while pending.is_asleep() && !stopped() {
-                thread::park();
+                self.parker.park();
             }
             backing.drainer_awake(true);
         }
@@ -227,9 +221,9 @@ pub(crate) fn run<B: Backing>(
         let stop = control.stop.load(Ordering::SeqCst);
         if !stop && !control.hurry.load(Ordering::SeqCst) {
             if !has_batches_in_use(owner) {
-                thread::park_timeout(round_every);
+                control.parker.park_timeout(round_every);
             } else if !BATCHES.has_taken() {
-                thread::park_timeout(round_every.min(BURST_ROUND));
+                control.parker.park_timeout(round_every.min(BURST_ROUND));
             }
         }
 
@@ -317,6 +311,10 @@ pub(crate) fn run<B: Backing>(
         if stop && pending.bytes() == 0 && !(has_batches && BATCHES.has_taken()) {
             BATCHES.release(owner);
             backing.drainer_awake(false);
+            // Until then `control` has to stay.
+            while !control.has_stopped.load(Ordering::Acquire) {
+                thread::sleep(Duration::from_micros(50));
+            }
             return;
         }
     }
@@ -426,6 +424,6 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
 /// The process exits with this thread in it. Whatever it may still do is of no use to anybody.
 fn park_until_exit() -> ! {
     loop {
-        thread::park();
+        thread::sleep(Duration::MAX);
     }
 }

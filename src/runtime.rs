@@ -4,7 +4,8 @@
 mod models;
 
 use std::alloc::Layout;
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
+use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -20,7 +21,6 @@ use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
 use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use crate::sync::thread;
 use crate::sys;
 
 /// Shared by the allocator and its drainer; lives in a mapping of its own.
@@ -32,6 +32,8 @@ pub(crate) struct Runtime<B> {
     control: Control,
     /// The clock of the drainer's CPU time; 0 as long as that is not known.
     cpu_clock: AtomicI32,
+    /// What the drainer begins its life with; nobody else touches it from there on.
+    at_birth: Cell<Option<Inside>>,
     /// Where the drainer sorts addresses; nobody else touches it.
     load: UnsafeCell<[usize; LOAD]>,
 }
@@ -76,37 +78,26 @@ impl<B: Backing> Runtime<B> {
             return Err(StartError::Platform);
         }
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
+        // SAFETY: nobody else knows of it.
+        let this = unsafe { runtime.as_ref() };
+        this.at_birth.set(Some(inside));
         backing.drainer_awake(true);
         BATCHES.claim(runtime.addr().get());
 
-        let shared = Shared(runtime);
         let signals = sys::SignalsBlocked::new();
-        let started = thread::Builder::new()
-            .name(drainer::THREAD_NAME.to_owned())
-            // With a size given, no environment variable is read for it.
-            .stack_size(drainer::STACK_BYTES)
-            .spawn(move || {
-                let runtime = shared.into_inner();
-                // SAFETY: the mapping stays until this thread unmaps it, in the next block.
-                let this = unsafe { runtime.as_ref() };
-                this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
-                this.backing.drainer_init();
-                drop(inside);
-                let delay = Duration::from_millis(this.config.delay_ms);
-                let owner = runtime.addr().get();
-                // SAFETY: this thread alone uses it.
-                let load = unsafe { &mut *this.load.get() };
-                drainer::run(this.backing, &this.pending, &this.control, delay, owner, load);
-                // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
-                unsafe { Self::destroy(runtime) };
-            });
+        // SAFETY: the new thread may use the runtime: all that two threads do with it goes through atomics and
+        // locks.
+        let started = unsafe {
+            sys::start_thread(
+                drainer::THREAD_NAME,
+                drainer::STACK_BYTES,
+                Self::drainer_main,
+                runtime.as_ptr().cast(),
+            )
+        };
         drop(signals);
         match started {
-            Ok(thread) => {
-                // SAFETY: the drainer unmaps the runtime after `stop`, which the caller alone calls.
-                unsafe { runtime.as_ref() }.control.set_thread(thread.thread().clone());
-                Ok(runtime)
-            }
+            Ok(()) => Ok(runtime),
             Err(error) => {
                 backing.drainer_awake(false);
                 BATCHES.release(runtime.addr().get());
@@ -115,6 +106,25 @@ impl<B: Backing> Runtime<B> {
                 Err(StartError::Thread(error))
             }
         }
+    }
+
+    /// The drainer's life, which begins inside the gate. `runtime` is a `NonNull<Self>`, given over to it.
+    extern "C" fn drainer_main(runtime: *mut c_void) -> *mut c_void {
+        // SAFETY: `start` made it of one.
+        let runtime = unsafe { NonNull::new_unchecked(runtime.cast::<Self>()) };
+        // SAFETY: the mapping stays until this thread unmaps it, below.
+        let this = unsafe { runtime.as_ref() };
+        this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
+        this.backing.drainer_init();
+        drop(this.at_birth.take());
+        let delay = Duration::from_millis(this.config.delay_ms);
+        let owner = runtime.addr().get();
+        // SAFETY: this thread alone uses it.
+        let load = unsafe { &mut *this.load.get() };
+        drainer::run(this.backing, &this.pending, &this.control, delay, owner, load);
+        // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
+        unsafe { Self::destroy(runtime) };
+        ptr::null_mut()
     }
 
     fn build(backing: B, config: Config, lost_in_fork_bytes: u64) -> Option<NonNull<Self>> {
@@ -128,6 +138,7 @@ impl<B: Backing> Runtime<B> {
             (&raw mut (*this).config).write(config);
             (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
             (&raw mut (*this).control).write(Control::default());
+            (&raw mut (*this).at_birth).write(Cell::new(None));
             (*this).pending.set_up(config.max_pending_bytes, lifecycle::generation());
         }
         Some(runtime)
@@ -140,6 +151,7 @@ impl<B: Backing> Runtime<B> {
         unsafe {
             runtime.as_ref().pending.destroy();
             ptr::drop_in_place(&raw mut (*runtime.as_ptr()).control);
+            drop(runtime.as_ref().at_birth.take());
             sys::unmap(runtime.as_ptr().cast(), size_of::<Self>());
         }
     }
@@ -429,16 +441,4 @@ pub(crate) unsafe fn alloc_rounded<B: Backing>(
     };
     // SAFETY: a class's size is not 0.
     unsafe { if zeroed { backing.alloc_zeroed(layout) } else { backing.alloc(layout) } }
-}
-
-/// The runtime on its way to the drainer.
-struct Shared<B>(NonNull<Runtime<B>>);
-
-// SAFETY: all that two threads do with a `Runtime` goes through atomics and locks.
-unsafe impl<B: Send + Sync> Send for Shared<B> {}
-
-impl<B> Shared<B> {
-    fn into_inner(self) -> NonNull<Runtime<B>> {
-        self.0
-    }
 }

@@ -51,6 +51,11 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         let _ = awake;
     }
 
+    /// Called once, with the allocator's first operation, unless nothing will ever be deferred. What the
+    /// drainer's thread is going to need for as long as it lives is best taken now, while the heap is
+    /// small: in the midst of what the program frees later it would keep its surroundings in use.
+    fn reserve(&self) {}
+
     /// Called on the drainer when it starts, before it frees anything.
     fn drainer_init(&self) {}
 

@@ -24,19 +24,17 @@ impl NotRunning {
     }
 
     pub(crate) fn add(&self, bytes: usize) {
-        let (counted, now) = (self.generation.load(Ordering::Relaxed), lifecycle::generation());
+        // Acquire: what is added here comes after what the first one of this generation has read.
+        let (counted, now) = (self.generation.load(Ordering::Acquire), lifecycle::generation());
         if counted != now {
-            // What the parent counted is the parent's. Of several threads that come first in a child, what
-            // the others counted a moment ago may be lost.
-            let first = self.generation.compare_exchange(
-                counted,
-                now,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
+            // What the parent counted is the parent's. Until the exchange nobody in this process adds to it.
+            let [blocks, bytes] = [&self.blocks, &self.bytes].map(|it| it.load(Ordering::Relaxed));
+            let first =
+                self.generation.compare_exchange(counted, now, Ordering::AcqRel, Ordering::Acquire);
             if first.is_ok() {
-                self.blocks.store(0, Ordering::Relaxed);
-                self.bytes.store(0, Ordering::Relaxed);
+                // For a moment, the parent's are counted too.
+                self.blocks.fetch_sub(blocks, Ordering::Relaxed);
+                self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
         }
         self.blocks.fetch_add(1, Ordering::Relaxed);

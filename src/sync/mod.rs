@@ -13,6 +13,12 @@ mod model;
 #[cfg(all(test, loom))]
 pub(crate) use model::*;
 
+// The models of others make do with `model`'s parker: one step instead of several.
+#[cfg_attr(all(test, loom), allow(dead_code, reason = "its own models use it"))]
+mod parker;
+#[cfg(not(all(test, loom)))]
+pub(crate) use parker::Parker;
+
 /// Whether this is compiled for the models. Where a size does not matter to the code, theirs is small enough to
 /// try everything that may happen at its end.
 pub(crate) const IN_MODEL: bool = cfg!(all(test, loom));

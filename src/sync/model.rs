@@ -42,6 +42,8 @@ struct Execution {
     atomics: HashMap<usize, Rc<Raw>>,
     unused: Vec<Rc<Raw>>,
     parkers: HashMap<loom::thread::ThreadId, thread::Thread>,
+    /// The kernel's lock and sleepers, one of each for all futexes.
+    futex: Rc<(Mutex<()>, Condvar)>,
 }
 
 /// Tries every execution of `model` with at most `preemptions` places at which a thread is interrupted that could
@@ -62,7 +64,9 @@ pub(crate) fn check(
         counted.fetch_add(1, Ordering::Relaxed);
         // Made here, before there is another thread.
         let unused = (0..n_atomics).map(|_| Rc::new(Raw::new(0))).collect();
-        let execution = Execution { atomics: HashMap::new(), unused, parkers: HashMap::new() };
+        let futex = Rc::new((Mutex::new(()), Condvar::new()));
+        let execution =
+            Execution { atomics: HashMap::new(), unused, parkers: HashMap::new(), futex };
         EXECUTION.set(Some(execution));
         HOURS.set(0);
         model();
@@ -287,6 +291,93 @@ pub(crate) mod atomic {
     );
 }
 
+fn futex() -> Rc<(Mutex<()>, Condvar)> {
+    EXECUTION.with_borrow(|execution| execution.as_ref().expect("inside of a model").futex.clone())
+}
+
+/// A wait with a time-out is over at once.
+pub(crate) fn futex_wait(word: &atomic::AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let futex = futex();
+    let guard = futex.0.lock().unwrap();
+    // The kernel looks at what there is, however the program's threads look at it.
+    if timeout.is_none() && word.load(Ordering::SeqCst) == expected {
+        drop(futex.1.wait(guard).unwrap());
+    }
+}
+
+pub(crate) fn futex_wake_one(_: &atomic::AtomicU32) {
+    let futex = futex();
+    let _guard = futex.0.lock().unwrap();
+    futex.1.notify_all();
+}
+
+/// As `parker::Parker`, but for going away with a thread's `unpark` under way, which is a mistake here.
+#[derive(Debug)]
+pub(crate) struct Parker {
+    token: Token,
+    in_use: Plain,
+}
+
+impl Default for Parker {
+    fn default() -> Parker {
+        Parker { token: Token::new(), in_use: Plain::new() }
+    }
+}
+
+impl Parker {
+    pub(crate) fn park(&self) {
+        self.token.wait();
+    }
+
+    pub(crate) fn park_timeout(&self, _: Duration) {
+        self.token.take();
+    }
+
+    pub(crate) fn unpark(&self) {
+        self.token.leave();
+        self.in_use.read();
+    }
+}
+
+impl Drop for Parker {
+    fn drop(&mut self) {
+        // Not while a model that failed is taken apart.
+        if !std::thread::panicking() {
+            self.in_use.write();
+        }
+    }
+}
+
+/// What parking is made of. Loom's own forgets an `unpark` while the thread is at a lock.
+#[derive(Debug)]
+struct Token(Mutex<bool>, Condvar);
+
+impl Token {
+    fn new() -> Token {
+        Token(Mutex::new(false), Condvar::new())
+    }
+
+    fn wait(&self) {
+        let mut token = self.0.lock().unwrap();
+        while !*token {
+            token = self.1.wait(token).unwrap();
+        }
+        *token = false;
+    }
+
+    fn take(&self) {
+        let was_left = std::mem::replace(&mut *self.0.lock().unwrap(), false);
+        if !was_left {
+            thread::yield_now();
+        }
+    }
+
+    fn leave(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_one();
+    }
+}
+
 pub(crate) mod thread {
     use super::*;
     use std::io;
@@ -297,13 +388,13 @@ pub(crate) mod thread {
     /// Words of a thread's stack.
     const STACK_WORDS: usize = 16 << 10;
 
-    /// A thread that can be unparked. Loom's own forgets that while the thread is at a lock.
+    /// A thread that can be unparked.
     #[derive(Clone, Debug)]
-    pub(crate) struct Thread(Arc<(Mutex<bool>, Condvar)>);
+    pub(crate) struct Thread(Arc<Token>);
 
     impl Thread {
         fn new() -> Thread {
-            Thread(Arc::new((Mutex::new(false), Condvar::new())))
+            Thread(Arc::new(Token::new()))
         }
 
         /// The calling thread is this one.
@@ -315,10 +406,7 @@ pub(crate) mod thread {
         }
 
         pub(crate) fn unpark(&self) {
-            let (lock, unparked) = &*self.0;
-            let mut token = lock.lock().unwrap();
-            *token = true;
-            unparked.notify_one();
+            self.0.leave();
         }
     }
 
@@ -335,21 +423,11 @@ pub(crate) mod thread {
     }
 
     pub(crate) fn park() {
-        let thread = current();
-        let (lock, unparked) = &*thread.0;
-        let mut token = lock.lock().unwrap();
-        while !*token {
-            token = unparked.wait(token).unwrap();
-        }
-        *token = false;
+        current().0.wait();
     }
 
     pub(crate) fn park_timeout(_: Duration) {
-        let thread = current();
-        let unparked = std::mem::replace(&mut *thread.0.0.lock().unwrap(), false);
-        if !unparked {
-            yield_now();
-        }
+        current().0.take();
     }
 
     pub(crate) fn sleep(_: Duration) {

@@ -108,3 +108,23 @@ pub(crate) fn at_thread_exit(_handler: unsafe extern "C" fn(*mut std::ffi::c_voi
 pub(crate) fn has_one_cpu() -> bool {
     true
 }
+
+/// # Safety
+/// None is needed: nothing is ever started here.
+pub(crate) unsafe fn start_thread(
+    _name: &'static std::ffi::CStr,
+    _stack_bytes: usize,
+    _main: extern "C" fn(*mut std::ffi::c_void) -> *mut std::ffi::c_void,
+    _argument: *mut std::ffi::c_void,
+) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn futex_wait(
+    _word: &std::sync::atomic::AtomicU32,
+    _expected: u32,
+    _timeout: Option<std::time::Duration>,
+) {
+}
+
+pub(crate) fn futex_wake_one(_word: &std::sync::atomic::AtomicU32) {}
