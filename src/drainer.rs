@@ -219,6 +219,9 @@ pub(crate) fn run<B: Backing>(
             next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
+        if stop {
+            BATCHES.withdraw(owner);
+        }
         if !stop && !control.hurry.load(Ordering::SeqCst) {
             if !has_batches_in_use(owner) {
                 control.parker.park_timeout(round_every);

@@ -97,7 +97,14 @@ impl<B: Backing> Runtime<B> {
         };
         drop(signals);
         match started {
-            Ok(()) => Ok(runtime),
+            Ok(()) => {
+                if this.owns_batches() {
+                    // SAFETY: the drainer, which is told to stop later than this, withdraws it before it ends.
+                    unsafe { BATCHES.announce(runtime.cast(), Self::settle) };
+                    backing.at_thread_end(batch::settle);
+                }
+                Ok(runtime)
+            }
             Err(error) => {
                 backing.drainer_awake(false);
                 BATCHES.release(runtime.addr().get());
@@ -351,6 +358,17 @@ impl<B: Backing> Runtime<B> {
             self.control.note_given_back(&self.pending);
         }
         n == blocks.len()
+    }
+
+    /// Frees all small blocks that the calling thread has deferred.
+    ///
+    /// # Safety
+    /// `runtime` is one of these, and stays meanwhile.
+    unsafe fn settle(runtime: NonNull<()>) {
+        // SAFETY: the caller's.
+        let this = unsafe { runtime.cast::<Self>().as_ref() };
+        while this.pay_back_small() {}
+        batch::thread::owes_nothing();
     }
 
     /// See [`DeferFree::flush`](crate::DeferFree::flush).

@@ -11,25 +11,31 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::c_void;
 use std::process::ExitCode;
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use common::tracking::Tracking;
 use common::{MIB, drainers, run_child, wait_until};
-use deferfree::DeferFree;
+use deferfree::{Backing, DeferFree, Mimalloc};
 
 fn main() -> ExitCode {
     match common::child_case().as_deref() {
         Some("bursts") => bursts(),
         Some("large") => large(),
         Some("first") => first(),
+        Some("settles") => settles(),
+        Some("settles_while_heaps_go") => settles_while_heaps_go(),
+        Some("not_at_exit") => not_at_exit(),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
                 ("bursts", || run("bursts")),
                 ("large", || run("large")),
                 ("first", || run("first")),
+                ("settles", || run("settles")),
+                ("settles_while_heaps_go", || run("settles_while_heaps_go")),
+                ("not_at_exit", || run("not_at_exit")),
             ]);
         }
     }
@@ -167,4 +173,82 @@ fn first() {
     use_heap();
     heap().flush();
     assert_eq!(book().live_blocks(), 0);
+}
+
+/// mimalloc tells of a thread's end in time.
+static ON_MIMALLOC: DeferFree = DeferFree::new();
+
+fn drop_many(heap: &DeferFree, n_blocks: usize) {
+    // SAFETY: a valid layout; each is freed once, as allocated.
+    unsafe {
+        let mut blocks: Vec<*mut u8> = (0..n_blocks).map(|_| heap.alloc(SMALL)).collect();
+        for i in 0..n_blocks {
+            blocks.swap(i, i * 7919 % n_blocks);
+        }
+        blocks.into_iter().for_each(|block| heap.dealloc(block, SMALL));
+    }
+}
+
+/// A thread that ends has freed what it deferred: nothing waits once it has been joined.
+fn settles() {
+    const ROUNDS: u64 = 30;
+    const BLOCKS: usize = 20_000;
+    let mut settled = 0;
+    for _ in 0..ROUNDS {
+        let before = ON_MIMALLOC.stats().bursts;
+        thread::spawn(|| drop_many(&ON_MIMALLOC, BLOCKS)).join().unwrap();
+        let after = ON_MIMALLOC.stats().bursts;
+        assert!(after.deferred.blocks - before.deferred.blocks > BLOCKS as u64 / 2, "{after:?}");
+        // Unless it was interrupted so long that the drainer took it for quiet.
+        settled += u64::from(after.pending.blocks == 0 && after.drained == before.drained);
+    }
+    assert!(settled > ROUNDS / 2, "{settled} of {ROUNDS}");
+    ON_MIMALLOC.flush();
+    let bursts = ON_MIMALLOC.stats().bursts;
+    assert_eq!(bursts.pending.blocks, 0);
+    assert_eq!(bursts.deferred.blocks, bursts.paid_back.blocks + bursts.drained.blocks);
+}
+
+/// Threads end while the allocator that they used is dropped: its runtime stays as long as they need it.
+fn settles_while_heaps_go() {
+    for _ in 0..100 {
+        let heap = Box::into_raw(Box::new(DeferFree::with_backing(Mimalloc)));
+        // SAFETY: it is there until all threads are done with it.
+        let borrowed = unsafe { &*heap };
+        // Threads that are done with the allocator, but have not ended.
+        let (done, all_done) = mpsc::channel();
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let done = done.clone();
+                thread::spawn(move || {
+                    drop_many(borrowed, 3000);
+                    done.send(()).unwrap();
+                })
+            })
+            .collect();
+        threads.iter().for_each(|_| all_done.recv().unwrap());
+        // SAFETY: from above; the threads do not use it any more.
+        drop(unsafe { Box::from_raw(heap) });
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+    wait_until("all drainers have ended", || drainers().is_empty());
+}
+
+/// The end of the process is not that of a thread, though mimalloc collects then as well.
+fn not_at_exit() {
+    extern "C" fn after_the_crates_own() {
+        let [before, after] = [(); 2].map(|()| {
+            let bursts = ON_MIMALLOC.stats().bursts;
+            Mimalloc.purge();
+            bursts
+        });
+        let waits = before.pending.blocks > 0;
+        if !waits || after.paid_back != before.paid_back {
+            eprintln!("{before:?} {after:?}");
+            std::process::abort();
+        }
+    }
+    // SAFETY: a function of this program.
+    assert_eq!(unsafe { libc::atexit(after_the_crates_own) }, 0);
+    drop_many(&ON_MIMALLOC, 1_000_000);
 }

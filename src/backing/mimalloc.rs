@@ -2,7 +2,8 @@
 //! `libmimalloc-sys` 0.1.49; files named below are mimalloc's.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::ffi::{c_int, c_long};
+use std::ffi::{c_int, c_long, c_ulonglong, c_void};
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
@@ -125,6 +126,20 @@ unsafe impl Backing for Mimalloc {
         // A thread without a heap of its own neither purges nor makes abandoned pages usable again.
         // SAFETY: may be called on any thread, any number of times.
         unsafe { ffi::mi_thread_init() };
+    }
+
+    /// mimalloc calls its `deferred_free` function with `force` when it gives up a thread's pages
+    /// (`mi_thread_theaps_done`, init.c) and on a thread that calls `mi_collect(true)`. There is one such function:
+    /// a program that registers its own (`mi_register_deferred_free`) leaves the blocks to the drainer.
+    fn at_thread_end(&self, settle: fn()) {
+        unsafe extern "C" fn deferred_free(force: bool, _: c_ulonglong, settle: *mut c_void) {
+            if force {
+                // SAFETY: registered below.
+                unsafe { mem::transmute::<*mut c_void, fn()>(settle)() };
+            }
+        }
+        // SAFETY: a function that stays, as a library with a drainer does, and may free blocks where it is called.
+        unsafe { ffi::mi_register_deferred_free(Some(deferred_free), settle as *mut c_void) };
     }
 
     fn purge(&self) {

@@ -59,6 +59,15 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     /// Called on the drainer when it starts, before it frees anything.
     fn drainer_init(&self) {}
 
+    /// Called on the thread that starts the drainer. `settle` frees the small blocks that the calling thread has
+    /// deferred; an allocator that gives up a thread's memory when the thread ends, so that others free its
+    /// blocks at a higher price from then on, should have it called on each thread just before that. It may
+    /// be called at any time, on any thread, any number of times, as long as that thread may free blocks. Where
+    /// it is not called, the drainer frees what threads leave.
+    fn at_thread_end(&self, settle: fn()) {
+        let _ = settle;
+    }
+
     /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,
     /// and on a program thread in [`flush`](crate::DeferFree::flush) without a drainer and when
     /// memory has run out.

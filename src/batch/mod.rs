@@ -13,16 +13,24 @@
 //! All of this is for the whole process: a thread has one lane, the pool is one. It belongs to the
 //! allocator whose drainer started first, the *owner*; others free small blocks at once.
 //!
-//! Nothing here frees a block or wakes a thread.
+//! Nothing here frees a block or wakes a thread, but for the owner, which is called when a thread ends
+//! (`payer`).
 
 mod chunk;
 mod lane;
+mod payer;
 pub(crate) mod thread;
 #[cfg(all(test, loom))]
 mod models;
 
+use std::ptr::NonNull;
+
 use self::chunk::{ADDRESSES, BUCKETS, CHUNKS, List, Place, Pool};
 use self::lane::{Inside, Lane, Written, share};
+pub(crate) use self::payer::Pay;
+use self::payer::Payer;
+
+use crate::lifecycle;
 use crate::stats::{BurstStats, Tally};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::{sync, sys};
@@ -45,6 +53,7 @@ pub(crate) struct Batches {
     n_lanes: AtomicUsize,
     taken: Taken,
     counts: Counts,
+    payer: Payer,
 }
 
 /// What the drainer has taken out of a lane and not freed yet. The drainer's alone.
@@ -96,6 +105,7 @@ pub(crate) static BATCHES: Batches = Batches {
         contended: AtomicU64::new(0),
         out_of_reach: AtomicU64::new(0),
     },
+    payer: Payer::new(),
 };
 
 /// What became of a block that was to be deferred.
@@ -131,6 +141,24 @@ impl Batches {
             self.reset_counts();
         }
         claimed
+    }
+
+    /// The owner's way to free what a thread that ends has deferred.
+    ///
+    /// # Safety
+    /// `pay` may be called with `owner` on any thread until `withdraw` has returned.
+    pub(crate) unsafe fn announce(&self, owner: NonNull<()>, pay: Pay) {
+        debug_assert!(self.is_owned_by(owner.addr().get()));
+        // SAFETY: the caller's.
+        unsafe { self.payer.announce(owner, pay) };
+    }
+
+    /// The owner is going to give up: threads that end leave their blocks to its drainer. Waits for those that
+    /// are just ending.
+    pub(crate) fn withdraw(&self, owner: usize) {
+        if self.is_owned_by(owner) {
+            self.payer.withdraw();
+        }
     }
 
     /// The owner gives up; nobody frees through it any more and its drainer has emptied what it could.
@@ -420,6 +448,7 @@ impl Batches {
             return;
         }
         self.owner.store(NOBODY, Ordering::Relaxed);
+        self.payer.forked_child();
         thread::forked_child();
         let pool = &self.pool;
         pool.forget_all();
@@ -451,6 +480,13 @@ impl Quiet {
 
     pub(crate) fn is_any_marked(&self) -> bool {
         self.lanes.contains(&true)
+    }
+}
+
+/// Frees what the calling thread has deferred, as it ends. Not where the process does.
+pub(crate) fn settle() {
+    if thread::lane(|| None).is_some() && !lifecycle::exiting() {
+        BATCHES.payer.call();
     }
 }
 

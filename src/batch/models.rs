@@ -1,10 +1,11 @@
 //! Models of lanes and of the pool, see `sync`.
 
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 use super::chunk::{ADDRESSES, BUCKETS, List, Place, Pool};
 use super::lane::{Inside, Lane, Written};
+use super::payer::Payer;
 use crate::sync::{Plain, check, heavy_fence, thread};
 
 static POOL: Pool = Pool::new();
@@ -196,5 +197,35 @@ fn no_chunk_is_purged_while_it_is_owned() {
         found.dedup();
         assert_eq!(found.len(), n);
         assert_eq!(POOL.n_used(), 64 + n);
+    });
+}
+
+static PAYER: Payer = Payer::new();
+
+/// An owner that gives up, and the next one, while threads end.
+///
+/// Seen to fail without W2, where P2 comes before P1, without a fence between either two, and with Relaxed in P3, in
+/// W2 and in `announce`.
+#[test]
+fn an_owner_stays_while_threads_pay() {
+    unsafe fn pay(owner: NonNull<()>) {
+        // SAFETY: as announced.
+        unsafe { owner.cast::<Plain>().as_ref() }.read();
+    }
+    check(Some(3), 8, || {
+        let owners = Rc::new([(); 2].map(|()| Plain::new()));
+        let announce = |owner: &Plain| {
+            owner.write();
+            // SAFETY: it is there until the model ends.
+            unsafe { PAYER.announce(NonNull::from(owner).cast(), pay) };
+        };
+        announce(&owners[0]);
+        let threads = [(); 2].map(|()| thread::spawn(|| PAYER.call()));
+        PAYER.withdraw();
+        owners[0].write();
+        announce(&owners[1]);
+        threads.into_iter().for_each(|thread| thread.join());
+        PAYER.withdraw();
+        owners[1].write();
     });
 }

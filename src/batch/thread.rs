@@ -17,7 +17,7 @@
 //! OWING: frees are done at once, and allocations take back what the thread wrote down, some at a time,
 //! and free it. A thread that allocates would make the heap grow while its own freed blocks wait in
 //! line; and to free them is cheapest where they were allocated. The drainer frees those of threads that
-//! have gone quiet.
+//! have gone quiet. A thread that ends pays everything back, see `payer`.
 //!
 //! # How many frees are a burst
 //!
