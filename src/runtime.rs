@@ -88,12 +88,7 @@ impl<B: Backing> Runtime<B> {
         // SAFETY: the new thread may use the runtime: all that two threads do with it goes through atomics and
         // locks.
         let started = unsafe {
-            sys::start_thread(
-                drainer::THREAD_NAME,
-                drainer::STACK_BYTES,
-                Self::drainer_main,
-                runtime.as_ptr().cast(),
-            )
+            sys::start_thread(drainer::STACK_BYTES, Self::drainer_main, runtime.as_ptr().cast())
         };
         drop(signals);
         match started {
@@ -121,6 +116,7 @@ impl<B: Backing> Runtime<B> {
         let runtime = unsafe { NonNull::new_unchecked(runtime.cast::<Self>()) };
         // SAFETY: the mapping stays until this thread unmaps it, below.
         let this = unsafe { runtime.as_ref() };
+        sys::name_thread(drainer::THREAD_NAME);
         this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
         this.backing.drainer_init();
         drop(this.at_birth.take());
@@ -368,7 +364,6 @@ impl<B: Backing> Runtime<B> {
         // SAFETY: the caller's.
         let this = unsafe { runtime.cast::<Self>().as_ref() };
         while this.pay_back_small() {}
-        batch::thread::owes_nothing();
     }
 
     /// See [`DeferFree::flush`](crate::DeferFree::flush).

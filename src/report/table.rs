@@ -172,7 +172,7 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
     for (name, Tally { blocks, bytes }) in [
         ("deferred", bursts.deferred),
         ("  freed by drainer", bursts.drained),
-        ("  freed when allocating", bursts.paid_back),
+        ("  freed by their thread", bursts.paid_back),
         ("  waiting", bursts.pending),
     ] {
         writeln!(out, "  {name:<24}{blocks:>11}{:>11}", Size(bytes))?;

@@ -112,13 +112,14 @@ pub(crate) fn has_one_cpu() -> bool {
 /// # Safety
 /// None is needed: nothing is ever started here.
 pub(crate) unsafe fn start_thread(
-    _name: &'static std::ffi::CStr,
     _stack_bytes: usize,
     _main: extern "C" fn(*mut std::ffi::c_void) -> *mut std::ffi::c_void,
     _argument: *mut std::ffi::c_void,
 ) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
+
+pub(crate) fn name_thread(_name: &std::ffi::CStr) {}
 
 pub(crate) fn futex_wait(
     _word: &std::sync::atomic::AtomicU32,

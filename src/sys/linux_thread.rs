@@ -12,12 +12,11 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-/// Starts a detached thread, which runs `main(argument)`. `name` is at most 15 bytes long.
+/// Starts a detached thread, which runs `main(argument)`.
 ///
 /// # Safety
 /// `main` may be called with `argument`, on another thread.
 pub(crate) unsafe fn start_thread(
-    name: &'static CStr,
     stack_bytes: usize,
     main: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
@@ -30,23 +29,25 @@ pub(crate) unsafe fn start_thread(
     let attributes: *mut libc::pthread_attr_t = attributes.as_mut_ptr();
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     // SAFETY: `pthread_attr_init` initialises the attributes; where it failed they are not used. `main` and
-    // its argument are the caller's promise. `thread` is written where one was started, and names it for as
-    // long as it has not been detached.
+    // its argument are the caller's promise.
     unsafe {
         check(libc::pthread_attr_init(attributes))?;
         let stack_bytes = stack_bytes.saturating_add(stack_bytes_not_ours(attributes));
         let stack_bytes = stack_bytes.next_multiple_of(STACK_STEP_BYTES);
-        let started =
-            check(libc::pthread_attr_setstacksize(attributes, stack_bytes)).and_then(|()| {
-                check(libc::pthread_create(thread.as_mut_ptr(), attributes, main, argument))
-            });
+        let started = (|| {
+            check(libc::pthread_attr_setstacksize(attributes, stack_bytes))?;
+            check(libc::pthread_attr_setdetachstate(attributes, libc::PTHREAD_CREATE_DETACHED))?;
+            check(libc::pthread_create(thread.as_mut_ptr(), attributes, main, argument))
+        })();
         libc::pthread_attr_destroy(attributes);
-        started?;
-        let thread = thread.assume_init();
-        libc::pthread_setname_np(thread, name.as_ptr());
-        libc::pthread_detach(thread);
+        started
     }
-    Ok(())
+}
+
+/// Names the calling thread, with at most 15 bytes.
+pub(crate) fn name_thread(name: &CStr) {
+    // SAFETY: a string that ends with a zero.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// Any multiple of the size of a page, which some systems want of a stack.
@@ -120,8 +121,7 @@ mod tests {
         for argument in [1, 2] {
             WORD.store(0, Ordering::Relaxed);
             // SAFETY: `main` takes any argument.
-            let started =
-                unsafe { start_thread(c"started", 1, main, ptr::without_provenance_mut(argument)) };
+            let started = unsafe { start_thread(1, main, ptr::without_provenance_mut(argument)) };
             started.unwrap();
             while WORD.load(Ordering::Acquire) == 0 {
                 futex_wait(&WORD, 0, None);
