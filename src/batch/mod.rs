@@ -29,7 +29,6 @@ use self::chunk::{ADDRESSES, BUCKETS, CHUNKS, List, Place, Pool};
 use self::lane::{Inside, Lane, Written, share};
 pub(crate) use self::payer::Pay;
 use self::payer::Payer;
-
 use crate::lifecycle;
 use crate::stats::{BurstStats, Tally};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
