@@ -109,7 +109,7 @@ unsafe impl Backing for Mimalloc {
 
     /// mimalloc keeps what it knows of its threads in a page of 64 KiB, which is never freed and which the
     /// second thread brings about (`arena-meta.c`). Wherever that page is, mimalloc fills the chunk of 32 MiB
-    /// around it first from then on. This has it at the beginning of the first chunk; 17 us, some KiB.
+    /// around it first from then on. This has it at the beginning of the first chunk; some 10 us.
     fn reserve(&self) {
         // SAFETY: a heap that nobody else knows.
         unsafe {
