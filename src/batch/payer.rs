@@ -62,12 +62,13 @@ impl Payer {
     pub(super) fn call(&self) {
         self.n_paying.fetch_add(1, Ordering::SeqCst);
         let pay = self.pay.load(Ordering::SeqCst);
-        if let Some(owner) =
-            NonNull::new(self.owner.load(Ordering::Relaxed)).filter(|_| !pay.is_null())
-        {
-            // SAFETY: `announce` stored it, with this owner: the next one announces itself only after this one
-            // has withdrawn, which waits.
-            unsafe { mem::transmute::<*mut (), Pay>(pay)(owner) };
+        if !pay.is_null() {
+            // SAFETY: `announce` stored both, and the next owner announces itself only after this one has
+            // withdrawn, which waits.
+            unsafe {
+                let owner = NonNull::new_unchecked(self.owner.load(Ordering::Relaxed));
+                mem::transmute::<*mut (), Pay>(pay)(owner);
+            }
         }
         self.n_paying.fetch_sub(1, Ordering::Release);
     }

@@ -14,7 +14,6 @@ mod model;
 pub(crate) use model::*;
 
 // The models of others make do with `model`'s parker: one step instead of several.
-#[cfg_attr(all(test, loom), allow(dead_code, reason = "its own models use it"))]
 mod parker;
 #[cfg(not(all(test, loom)))]
 pub(crate) use parker::Parker;

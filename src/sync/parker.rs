@@ -59,12 +59,12 @@ mod models {
     use crate::sync::atomic::AtomicBool;
     use crate::sync::{check, thread};
 
-    /// Threads that each have something to say, and `park`, which one of them ends, or `nap`s before.
-    fn wait_for(n_threads: usize, n_naps: usize) {
+    /// Two threads that each have something to say to one that parks until both have, after so many naps.
+    fn wait_for_both(n_naps: usize) {
         check(Some(3), 8, move || {
             let parker = Rc::new(Parker::default());
-            let said: Rc<[AtomicBool]> = (0..n_threads).map(|_| AtomicBool::new(false)).collect();
-            for i in 0..n_threads {
+            let said = Rc::new([const { AtomicBool::new(false) }; 2]);
+            for i in 0..said.len() {
                 let (parker, said) = (Rc::clone(&parker), Rc::clone(&said));
                 thread::spawn(move || {
                     // Relaxed, here and below: the parker is what orders them.
@@ -85,13 +85,13 @@ mod models {
     /// nobody that it waits.
     #[test]
     fn no_unpark_is_lost() {
-        wait_for(2, 0);
+        wait_for_both(0);
     }
 
     /// Seen to fail as the other.
     #[test]
     fn nor_around_a_time_out() {
-        wait_for(2, 1);
+        wait_for_both(1);
     }
 }
 
