@@ -8,8 +8,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
+use self::small::is_surely_small;
 use crate::backing::{Backing, Mimalloc};
-use crate::batch::thread;
+use crate::burst::local;
 use crate::config::{Burst, Config, ReportTo, Settings, say};
 use crate::latency::FREES;
 use crate::lifecycle::{self, Inside, Phase, PhaseCell};
@@ -62,9 +63,8 @@ use crate::sys;
 /// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end.
 /// Each value has queues and a drainer of its own.
 pub struct DeferFree<B: Backing = Mimalloc> {
-    /// Smaller blocks go straight to the backing. 0 until the settings have been read, so that the
-    /// one comparison on the hot path covers that too; `usize::MAX` when switched off. It stays 0 where
-    /// large frees are timed: all that this costs is paid there.
+    /// Smaller blocks go straight to the backing, but for bursts. 0 until the settings have been read, so that the
+    /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
     threshold: AtomicUsize,
     phase: PhaseCell<Runtime<B>>,
     backing: B,
@@ -74,10 +74,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     delay_ms: AtomicU64,
     /// [`BY_MEMORY_LIMIT`] for the default.
     max_pending_bytes: AtomicUsize,
-    /// What `threshold` is for all who find it 0; 0 itself until the settings have been read.
-    settled: AtomicUsize,
-    /// Frees of at least this many bytes are timed.
-    timed_from: AtomicUsize,
+    /// Large frees are timed.
+    is_timed: AtomicBool,
     /// Whether this is the allocator that the report at exit is about.
     reports: AtomicBool,
     not_running: NotRunning,
@@ -85,11 +83,7 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
-// What threads take for small without looking at the settings is so with all of them.
-const _: () = assert!(thread::QUICK_BYTES <= MIN_CLASS_BYTES);
 const SWITCHED_OFF: usize = usize::MAX;
-/// No block is so large.
-const NOT_TIMED: usize = usize::MAX;
 
 impl DeferFree {
     /// The allocator with its default settings, on mimalloc.
@@ -126,8 +120,7 @@ impl<B: Backing> DeferFree<B> {
             burst: AtomicU32::new(small::BY_CPUS),
             delay_ms: AtomicU64::new(0),
             max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
-            settled: AtomicUsize::new(0),
-            timed_from: AtomicUsize::new(NOT_TIMED),
+            is_timed: AtomicBool::new(false),
             reports: AtomicBool::new(false),
             not_running: NotRunning::new(),
         }
@@ -190,7 +183,7 @@ impl<B: Backing> DeferFree<B> {
         };
         stats.start_failed = matches!(phase, Phase::Failed);
         stats.not_running = self.not_running().tally();
-        let is_timed = self.timed_from.load(Ordering::Relaxed) != NOT_TIMED;
+        let is_timed = self.is_timed.load(Ordering::Relaxed);
         stats.free_latency = is_timed.then(|| FREES.summary());
         stats
     }
@@ -248,15 +241,6 @@ impl<B: Backing> DeferFree<B> {
     fn read_settings(&self) -> usize {
         // Acquire pairs with the Release in `read_settings_first`, for the settings besides.
         match self.threshold.load(Ordering::Acquire) {
-            0 => self.settled_threshold(),
-            known => known,
-        }
-    }
-
-    #[cold]
-    fn settled_threshold(&self) -> usize {
-        // Acquire: as in `read_settings`.
-        match self.settled.load(Ordering::Acquire) {
             0 => self.read_settings_first(),
             known => known,
         }
@@ -273,14 +257,11 @@ impl<B: Backing> DeferFree<B> {
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
         let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
         self.max_pending_bytes.store(max, Ordering::Relaxed);
+        self.is_timed.store(settings.reporting.latency, Ordering::Relaxed);
         let configured = settings.threshold_bytes.max(MIN_CLASS_BYTES);
         let threshold = if settings.enabled { configured } else { SWITCHED_OFF };
-        let is_timed = settings.reporting.latency;
-        if is_timed {
-            self.timed_from.store(configured, Ordering::Relaxed);
-        }
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
-        match self.settled.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
+        match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
@@ -292,10 +273,6 @@ impl<B: Backing> DeferFree<B> {
                 {
                     self.reports.store(true, Ordering::Relaxed);
                     self.tell_report();
-                }
-                if !is_timed {
-                    // Release: as above.
-                    self.threshold.store(threshold, Ordering::Release);
                 }
                 threshold
             }
@@ -329,9 +306,9 @@ impl<B: Backing> DeferFree<B> {
         let Some(start) = self.phase.start() else {
             return;
         };
-        let lost_in_fork_bytes = start.inherited().map_or(0, |runtime| runtime.pending_bytes());
+        let inherited = start.inherited();
         let started = if registered {
-            Runtime::start(self.backing, self.config(), lost_in_fork_bytes as u64, inside)
+            Runtime::start(self.backing, self.config(), inherited, inside)
         } else {
             Err(StartError::Register)
         };
@@ -346,12 +323,28 @@ impl<B: Backing> DeferFree<B> {
         Class::of(layout.size(), self.backing.unmaps_on_free(layout))
     }
 
-    /// As `alloc` or `alloc_zeroed`, when the block is not known to be small.
+    /// As `alloc` or `alloc_zeroed`, for any block.
+    ///
+    /// # Safety
+    /// `size` and `align` are those of a layout that may be allocated.
     #[inline(never)]
-    fn alloc_large(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if layout.size() < self.read_settings() {
-            return self.alloc_small(layout, zeroed);
+    unsafe fn allocate_any<const ZEROED: bool>(size: usize, align: usize, this: &Self) -> *mut u8 {
+        // SAFETY: the caller's.
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
+        if size >= this.read_settings() {
+            return this.alloc_large(layout, ZEROED);
         }
+        if !local::is_fresh() {
+            this.note_alloc();
+        }
+        // SAFETY: the caller's.
+        unsafe {
+            if ZEROED { this.backing.alloc_zeroed(layout) } else { this.backing.alloc(layout) }
+        }
+    }
+
+    /// As `alloc` or `alloc_zeroed`, from the threshold on.
+    fn alloc_large(&self, layout: Layout, zeroed: bool) -> *mut u8 {
         let Some(class) = self.class_of(layout) else {
             // SAFETY: the layout is the caller's.
             return unsafe {
@@ -369,29 +362,38 @@ impl<B: Backing> DeferFree<B> {
         unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
     }
 
-    /// As `dealloc`, when the block is not known to be small.
+    /// As `dealloc`, for any block.
     ///
     /// # Safety
-    /// As for `dealloc`.
+    /// As for `dealloc`; `size` and `align` are those of the layout.
     #[inline(never)]
-    unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
-        // Acquire: as in `read_settings`.
-        match self.threshold.load(Ordering::Acquire) {
+    unsafe fn free_any(ptr: *mut u8, size: usize, align: usize, this: &Self) {
+        // SAFETY: the caller's layout.
+        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
+        if size >= this.read_settings() {
+            if this.is_timed.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                // SAFETY: the caller's block.
+                unsafe { this.dealloc_large(ptr, layout) };
+                FREES.record(start.elapsed());
+            } else {
+                // SAFETY: the caller's block.
+                unsafe { this.dealloc_large(ptr, layout) };
+            }
+        } else if local::hash(ptr) >= local::short_below() {
             // SAFETY: the caller's block.
-            0 => unsafe { self.dealloc_unsettled(ptr, layout) },
-            // SAFETY: the caller's block.
-            threshold => unsafe { self.dealloc_settled(ptr, layout, threshold) },
+            unsafe { Self::write_down(ptr, size, this) };
+        } else {
+            // SAFETY: the caller's block; every block comes from the backing.
+            unsafe { this.backing.dealloc(ptr, layout) };
         }
     }
 
-    /// As `dealloc`, where `threshold` is the threshold in force.
-    ///
     /// # Safety
-    /// As for `dealloc`.
+    /// As for `dealloc`; the size is at least the threshold.
     #[inline(always)]
-    unsafe fn dealloc_settled(&self, ptr: *mut u8, layout: Layout, threshold: usize) {
-        let large = layout.size() >= threshold;
-        if let Some(class) = large.then(|| self.class_of(layout)).flatten() {
+    unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
+        if let Some(class) = self.class_of(layout) {
             if let Phase::Running(runtime) = self.phase.get() {
                 // SAFETY: allocated with the size of this class, in whatever phase that was.
                 return unsafe { runtime.dealloc(class, ptr) };
@@ -402,39 +404,12 @@ impl<B: Backing> DeferFree<B> {
         unsafe { self.backing.dealloc(ptr, layout) };
     }
 
-    /// As `dealloc`, before the settings have been read; and all the time where large frees are timed.
-    ///
-    /// # Safety
-    /// As for `dealloc`.
-    #[cold]
-    unsafe fn dealloc_unsettled(&self, ptr: *mut u8, layout: Layout) {
-        let threshold = self.read_settings();
-        // Relaxed: it was stored before the settings were known to have been read.
-        if layout.size() >= self.timed_from.load(Ordering::Relaxed) {
-            let start = Instant::now();
-            // SAFETY: the caller's block.
-            unsafe { self.dealloc_settled(ptr, layout, threshold) };
-            FREES.record(start.elapsed());
-        } else if layout.size() >= threshold {
-            // SAFETY: the caller's block.
-            unsafe { self.dealloc_settled(ptr, layout, threshold) };
-        } else {
-            // SAFETY: the caller's block.
-            unsafe { self.dealloc_small(ptr, layout) };
-        }
-    }
-
-    /// As `realloc`, when one of the sizes is not known to be small.
+    /// As `realloc`, when one of the sizes is at least the threshold.
     ///
     /// # Safety
     /// As for `realloc`.
-    #[inline(never)]
     unsafe fn realloc_large(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let threshold = self.read_settings();
-        if layout.size() < threshold && new_size < threshold {
-            // SAFETY: the caller's block and layout.
-            return unsafe { self.realloc_small(ptr, layout, new_size) };
-        }
         // SAFETY: the caller's contract says that the new size is valid for this alignment.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         // SAFETY: the caller's block.
@@ -492,42 +467,44 @@ impl<B: Backing> DeferFree<B> {
 unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if thread::allocates_quickly(layout.size()) {
-            // SAFETY: the caller's layout.
-            return unsafe { self.backing.alloc(layout) };
+        // SAFETY: of one layout, the caller's.
+        unsafe {
+            if is_surely_small(layout) {
+                Self::allocate::<false>(layout.size(), self)
+            } else {
+                Self::allocate_any::<false>(layout.size(), layout.align(), self)
+            }
         }
-        // SAFETY: of one layout.
-        unsafe { Self::alloc_counted(layout.size(), layout.align(), self, false) }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if thread::allocates_quickly(layout.size()) {
-            // SAFETY: the caller's layout.
-            return unsafe { self.backing.alloc_zeroed(layout) };
+        // SAFETY: of one layout, the caller's.
+        unsafe {
+            if is_surely_small(layout) {
+                Self::allocate::<true>(layout.size(), self)
+            } else {
+                Self::allocate_any::<true>(layout.size(), layout.align(), self)
+            }
         }
-        // SAFETY: of one layout.
-        unsafe { Self::alloc_counted(layout.size(), layout.align(), self, true) }
     }
 
     #[inline]
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if thread::frees_quickly(layout.size()) {
-            // SAFETY: the caller's block.
-            return unsafe { self.backing.dealloc(ptr, layout) };
-        }
         // SAFETY: the caller's block.
-        unsafe { Self::dealloc_counted(ptr, layout.size(), layout.align(), self) };
+        unsafe {
+            if is_surely_small(layout) {
+                Self::free(ptr, layout.size(), self);
+            } else {
+                Self::free_any(ptr, layout.size(), layout.align(), self);
+            }
+        }
     }
 
     #[inline]
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if thread::allocates_quickly(layout.size().max(new_size)) {
-            // SAFETY: the caller's block.
-            return unsafe { self.backing.realloc(ptr, layout, new_size) };
-        }
         // SAFETY: the caller's block.
-        unsafe { self.realloc_counted(ptr, layout, new_size) }
+        unsafe { Self::reallocate(ptr, layout.size(), layout.align(), new_size, self) }
     }
 }
 

@@ -24,19 +24,20 @@
 //! All four are sequentially consistent, so in their single order either F1 comes before D2, and the
 //! drainer stays awake; or D2 before F1, hence D1 before F2, which finds ASLEEP and wakes it.
 //!
-//! A chunk that is taken from the pool of `batch` is such a reason until it is given back; taking it is F1.
-//! While any is in use, rounds are short ([`BURST_ROUND`]), so that a thread that goes quiet is found soon
-//! without a wake-up.
+//! A block in a log of `burst` is such a reason. Threads write to their logs without a look at anybody, so before D1 the
+//! logs are closed: whoever writes next opens its log, which is F1, with a fence before F2. D2 is a look at whether all
+//! are empty and closed, with a fence before it. (A write that is just under way when its log is closed may be missed:
+//! one block of a thread, which is found when the thread next writes.) While anything is in a log, rounds are short
+//! ([`BURST_ROUND`]), so that a thread that goes quiet is found soon without a wake-up.
 
-use std::alloc::Layout;
 use std::ffi::CStr;
 use std::mem;
-use std::ptr;
+use std::ops::ControlFlow;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::backing::Backing;
-use crate::batch::{BATCHES, LOAD, Quiet};
+use crate::burst::BURSTS;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -64,18 +65,12 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 const BURST_QUIET: Duration = Duration::from_millis(400);
 const PURGE_EVERY_IN_BURSTS: Duration = Duration::from_secs(10);
 
-/// A thread that defers nothing and pays nothing back for that long has gone quiet. One that goes on to
-/// allocate frees its own blocks: from here it would cost several times as much, and be in its way.
-const BURST_ROUND: Duration = Duration::from_millis(5);
+/// A thread that writes nothing down and allocates nothing for that long has gone quiet. One that goes on to allocate
+/// frees its own blocks: from here it would be in its way.
+const BURST_ROUND: Duration = Duration::from_millis(1);
 
-/// So long at most the drainer is at small blocks before it looks after the large ones.
-const BATCHES_MAX: Duration = Duration::from_millis(10);
-/// A block is brought into the cache so many frees before its turn.
-const PREFETCH_AHEAD: usize = 16;
-/// How often a flush tries to get at the open chunk of a thread that is just using it.
-const COLLECT_TRIES: u32 = 20;
-/// Small blocks are freed without knowing their layout, see [`Backing`].
-const ANY_LAYOUT: Layout = Layout::new::<u8>();
+/// How often a flush tries to get at the log of a thread that is just emptying it.
+const TRIES: u32 = 20;
 
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
@@ -160,8 +155,11 @@ impl Control {
         self.purges.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until there is something to do. `owner` is what the batches know the runtime by.
+    /// Sleeps until there is something to do. `owner` is what `burst` knows the runtime by.
     fn sleep<B: Backing>(&self, pending: &Pending, backing: B, owner: usize) {
+        if BURSTS.is_owned_by(owner) && !BURSTS.close() {
+            return;
+        }
         // D1
         if !pending.fall_asleep() {
             return;
@@ -170,7 +168,7 @@ impl Control {
         let stopped = || self.stop.load(Ordering::SeqCst);
         if self.dirty.load(Ordering::SeqCst)
             || self.hurry.load(Ordering::SeqCst)
-            || has_batches_in_use(owner)
+            || BURSTS.is_owned_by(owner) && !BURSTS.is_closed()
             || stopped()
         {
             pending.end_sleep();
@@ -187,17 +185,15 @@ impl Control {
 }
 
 /// The drainer's work until it is told to stop, after which nothing is pending, or the process exits.
-/// `owner` is what the batches know the runtime by, `load` is room for their addresses.
+/// `owner` is what `burst` knows the runtime by.
 pub(crate) fn run<B: Backing>(
     backing: B,
     pending: &Pending,
     control: &Control,
     delay: Duration,
     owner: usize,
-    load: &mut [usize; LOAD],
 ) {
     let mut drainer = Drainer { backing, pending, unpurged: false };
-    sys::membarrier_register();
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
     let round_every = mark_every.min(ROUND_MAX);
@@ -208,26 +204,20 @@ pub(crate) fn run<B: Backing>(
     let mut last_activity = 0;
     let mut active_at = Instant::now();
     let mut next_burst_round = Instant::now();
-    let mut quiet_threads = Quiet::new();
+    let mut is_burst_left = false;
     let mut last_burst_activity = 0;
     let mut last_burst = None;
     loop {
-        let idle = pending.bytes() == 0 && !drainer.unpurged && !has_batches_in_use(owner);
+        let idle = pending.bytes() == 0 && !drainer.unpurged && !is_burst_left;
         if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing, owner);
             active_at = Instant::now();
             next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
-        if stop {
-            BATCHES.withdraw(owner);
-        }
         if !stop && !control.hurry.load(Ordering::SeqCst) {
-            if !has_batches_in_use(owner) {
-                control.parker.park_timeout(round_every);
-            } else if !BATCHES.has_taken() {
-                control.parker.park_timeout(round_every.min(BURST_ROUND));
-            }
+            let round = if is_burst_left { round_every.min(BURST_ROUND) } else { round_every };
+            control.parker.park_timeout(round);
         }
 
         let Some(inside) = Inside::enter() else {
@@ -259,18 +249,16 @@ pub(crate) fn run<B: Backing>(
         if tick {
             next_tick = now + round_every;
         }
-        let has_batches = BATCHES.is_owned_by(owner);
-        if has_batches && now >= next_burst_round {
-            next_burst_round = now + BURST_ROUND;
-            let burst_activity = BATCHES.note_round(&mut quiet_threads);
-            if mem::replace(&mut last_burst_activity, burst_activity) != burst_activity {
-                last_burst = Some(now);
-                active_at = now;
-            }
-        }
+        let is_owner = BURSTS.is_owned_by(owner);
         let inside = match inside {
-            Some(inside) if has_batches => {
-                drainer.drain_batches(inside, load, &mut quiet_threads, everything)
+            Some(inside) if is_owner && (everything || now >= next_burst_round) => {
+                next_burst_round = now + BURST_ROUND;
+                let activity = BURSTS.activity();
+                if mem::replace(&mut last_burst_activity, activity) != activity {
+                    last_burst = Some(now);
+                    active_at = now;
+                }
+                drainer.drain_bursts(inside, everything, &mut is_burst_left)
             }
             other => other,
         };
@@ -295,8 +283,8 @@ pub(crate) fn run<B: Backing>(
         let due = everything || (quiet && !after_burst) || now - clean_until >= at_work_max;
         if drainer.unpurged && due {
             backing.purge();
-            if has_batches {
-                BATCHES.purge();
+            if is_owner {
+                BURSTS.purge();
             }
             drainer.unpurged = false;
             clean_until = now;
@@ -311,8 +299,8 @@ pub(crate) fn run<B: Backing>(
             drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
             flushed.notify_all();
         }
-        if stop && pending.bytes() == 0 && !(has_batches && BATCHES.has_taken()) {
-            BATCHES.release(owner);
+        if stop && pending.bytes() == 0 && !is_burst_left {
+            BURSTS.release(owner);
             backing.drainer_awake(false);
             // Until then `control` has to stay.
             while !control.has_stopped.load(Ordering::Acquire) {
@@ -353,55 +341,39 @@ impl<B: Backing> Drainer<'_, B> {
         Some(inside)
     }
 
-    /// Frees the small blocks of quiet threads, with `everything` those of all, until there are none or
-    /// the time is up.
-    fn drain_batches(
+    /// Frees the small blocks of quiet threads, with `everything` those of all; says in `is_left` whether any wait
+    /// still. `None` when the process exits.
+    fn drain_bursts(
         &mut self,
-        mut inside: Inside,
-        load: &mut [usize; LOAD],
-        quiet: &mut Quiet,
+        inside: Inside,
         everything: bool,
+        is_left: &mut bool,
     ) -> Option<Inside> {
-        let start = Instant::now();
-        let mut tries_left = COLLECT_TRIES;
-        if everything {
-            quiet.mark_all();
-        }
-        loop {
-            let n = if BATCHES.has_taken() {
-                BATCHES.drain(load, |bytes| self.pending.release(bytes))
-            } else if let Some(n) = BATCHES.take(load, quiet) {
-                n
-            } else if everything && quiet.is_any_marked() && tries_left > 0 {
-                // Some thread is just writing, or was interrupted in that.
-                tries_left -= 1;
-                thread::sleep(Duration::from_micros(50));
-                continue;
-            } else {
-                return Some(inside);
+        let mut inside = Some(inside);
+        let mut go_on = || {
+            inside = inside.take().and_then(Inside::give_way);
+            if inside.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        // SAFETY: blocks that a thread gave up, taken out of the one log that they were in.
+        let mut free = |block| unsafe { self.backing.dealloc_any(block) };
+        for tries_left in (0..=TRIES).rev() {
+            let ControlFlow::Continue(drained) = BURSTS.drain(everything, &mut free, &mut go_on)
+            else {
+                return None;
             };
-            for (i, &address) in load[..n].iter().enumerate() {
-                if let Some(&soon) = load[..n].get(i + PREFETCH_AHEAD) {
-                    sys::prefetch(ptr::with_exposed_provenance_mut(soon));
-                }
-                // SAFETY: a block that a thread freed, taken out of the one place that it was in; the
-                // backing finds its size by itself.
-                unsafe {
-                    self.backing.dealloc(ptr::with_exposed_provenance_mut(address), ANY_LAYOUT);
-                }
+            self.unpurged |= drained.any;
+            *is_left = drained.is_left;
+            if !everything || !drained.is_left || tries_left == 0 {
+                break;
             }
-            self.unpurged = true;
-            inside = inside.give_way()?;
-            if !everything && start.elapsed() > BATCHES_MAX {
-                return Some(inside);
-            }
+            // A thread is just taking its own back.
+            thread::sleep(Duration::from_micros(50));
         }
+        if *is_left {
+            BURSTS.make_ready();
+        }
+        inside
     }
-}
-
-/// Whether the runtime that is known as `owner` has a chunk in use.
-fn has_batches_in_use(owner: usize) -> bool {
-    BATCHES.is_owned_by(owner) && BATCHES.in_use()
 }
 
 /// Gives a block back to the allocator, releasing its pages first if that would unmap it.

@@ -12,7 +12,7 @@
 //! - `runtime`: what a large block goes through once the drainer runs
 //! - `drainer`: the background thread, when it sleeps and who wakes it
 //! - `pending`: the blocks that wait, by size class
-//! - `batch`: the small blocks that are freed in bursts: addresses in chunks
+//! - `burst`: the small blocks that are freed in bursts: a log for each thread
 //! - `lifecycle`: fork and exit
 //! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
@@ -30,7 +30,7 @@ mod scope;
 mod runtime;
 mod drainer;
 mod pending;
-mod batch;
+mod burst;
 mod lifecycle;
 mod report;
 mod latency;

@@ -4,7 +4,7 @@
 mod models;
 
 use std::alloc::Layout;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::fmt;
 use std::io;
@@ -13,7 +13,8 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use crate::backing::Backing;
-use crate::batch::{self, BATCHES, Deferred, LOAD};
+use crate::burst::local::Local;
+use crate::burst::{self, BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
 use crate::lifecycle::{self, Inside, OfGeneration};
@@ -34,8 +35,6 @@ pub(crate) struct Runtime<B> {
     cpu_clock: AtomicI32,
     /// What the drainer begins its life with; nobody else touches it from there on.
     at_birth: Cell<Option<Inside>>,
-    /// Where the drainer sorts addresses; nobody else touches it.
-    load: UnsafeCell<[usize; LOAD]>,
 }
 
 /// Why there is no drainer.
@@ -61,28 +60,26 @@ impl fmt::Display for StartError {
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
 const PAY_BACK_BLOCKS: usize = 64;
 
-/// Small blocks that one payment frees, some 1 us: several times what is allocated until the next one, so
-/// that the heap does not grow, and most pages become empty before the allocator takes blocks from them
-/// again.
-const SMALL_PER_PAYMENT: usize = 8 * batch::thread::ALLOCS_PER_PAYMENT as usize;
-
 impl<B: Backing> Runtime<B> {
-    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate.
+    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate. `inherited` is what the allocator
+    /// had in the process that this one was forked off from.
     pub(crate) fn start(
         backing: B,
         config: Config,
-        lost_in_fork_bytes: u64,
+        inherited: Option<&Self>,
         inside: Inside,
     ) -> Result<NonNull<Self>, StartError> {
         if !sys::CAN_DEFER {
             return Err(StartError::Platform);
         }
+        let lost_in_fork_bytes = inherited.map_or(0, |runtime| runtime.pending.bytes() as u64);
+        let inherited = inherited.map_or(0, |runtime| ptr::from_ref(runtime).addr());
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         // SAFETY: nobody else knows of it.
         let this = unsafe { runtime.as_ref() };
         this.at_birth.set(Some(inside));
         backing.drainer_awake(true);
-        BATCHES.claim(runtime.addr().get());
+        let is_owner = BURSTS.claim(runtime.addr().get(), inherited);
 
         let signals = sys::SignalsBlocked::new();
         // SAFETY: the new thread may use the runtime: all that two threads do with it goes through atomics and
@@ -93,16 +90,14 @@ impl<B: Backing> Runtime<B> {
         drop(signals);
         match started {
             Ok(()) => {
-                if this.owns_batches() {
-                    // SAFETY: the drainer, which is told to stop later than this, withdraws it before it ends.
-                    unsafe { BATCHES.announce(runtime.cast(), Self::settle) };
-                    backing.at_thread_end(batch::settle);
+                if is_owner && backing.at_thread_end(burst::settle) {
+                    BURSTS.allow_settling();
                 }
                 Ok(runtime)
             }
             Err(error) => {
                 backing.drainer_awake(false);
-                BATCHES.release(runtime.addr().get());
+                BURSTS.release(runtime.addr().get());
                 // SAFETY: there is no drainer, and nobody else knows of it.
                 unsafe { Self::destroy(runtime) };
                 Err(StartError::Thread(error))
@@ -122,9 +117,7 @@ impl<B: Backing> Runtime<B> {
         drop(this.at_birth.take());
         let delay = Duration::from_millis(this.config.delay_ms);
         let owner = runtime.addr().get();
-        // SAFETY: this thread alone uses it.
-        let load = unsafe { &mut *this.load.get() };
-        drainer::run(this.backing, &this.pending, &this.control, delay, owner, load);
+        drainer::run(this.backing, &this.pending, &this.control, delay, owner);
         // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
         unsafe { Self::destroy(runtime) };
         ptr::null_mut()
@@ -294,76 +287,29 @@ impl<B: Backing> Runtime<B> {
         self.free_now(class, block);
     }
 
-    /// Whether small blocks can be deferred here.
-    fn owns_batches(&self) -> bool {
-        BATCHES.is_owned_by(ptr::from_ref(self).addr())
+    /// Writes down a small block of `size` bytes that the calling thread frees, if it can be. Only for the owner of the
+    /// bursts.
+    pub(crate) fn defer_small(&self, local: &Local, block: *mut u8, size: usize) -> Written {
+        BURSTS.write(local, block, size, |bytes| self.pending.has_room(bytes))
     }
 
-    /// Defers a small block of `size` bytes; false if the caller has to free it. `burst` is how many
-    /// frees in a row begin a burst.
-    pub(crate) fn defer_small(&self, block: *mut u8, size: usize, burst: u32) -> bool {
-        if !self.owns_batches() {
-            batch::thread::back_off(burst);
-            return false;
-        }
-        let grant = |bytes| {
-            let reserved = self.pending.reserve(bytes);
-            if reserved == Some(true) {
-                self.control.wake();
-            }
-            reserved.is_some()
-        };
-        match BATCHES.defer(block, size, grant) {
-            Deferred::Yes { opened } => {
-                if opened && BATCHES.is_half_used() {
-                    self.control.wake();
-                } else if opened {
-                    self.control.wake_if_asleep(&self.pending);
-                    batch::thread::next_chunk(burst);
-                }
-                true
-            }
-            Deferred::No(_) => {
-                batch::thread::back_off(burst);
-                false
-            }
+    /// A block has been written where the drainer may not have looked.
+    pub(crate) fn note_opened(&self) {
+        BURSTS.fence_before_wake();
+        self.control.wake_if_asleep(&self.pending);
+        if BURSTS.is_to_be_told() {
+            self.control.wake();
         }
     }
 
-    /// The calling thread frees many small blocks itself: their memory has to be purged some time.
-    pub(crate) fn note_near_burst(&self) {
-        if self.owns_batches() {
-            BATCHES.note_near_burst();
+    /// Frees what the calling thread has written down; how many blocks that was.
+    pub(crate) fn take_back_small(&self, local: &Local) -> usize {
+        // SAFETY: blocks that this thread gave up, taken out of the one log that they were in.
+        let n_blocks = BURSTS.take_back(local, |block| unsafe { self.backing.dealloc_any(block) });
+        if n_blocks > 0 {
             self.control.note_given_back(&self.pending);
         }
-    }
-
-    /// Frees some of the small blocks that the calling thread has deferred; false if there are none.
-    pub(crate) fn pay_back_small(&self) -> bool {
-        if !self.owns_batches() {
-            return false;
-        }
-        let mut blocks = [ptr::null_mut(); SMALL_PER_PAYMENT];
-        let n = BATCHES.pay_back(&mut blocks, |bytes| self.pending.release(bytes));
-        for &block in &blocks[..n] {
-            // SAFETY: a block that this thread freed, taken out of the one chunk that it was in; the
-            // backing finds its size by itself.
-            unsafe { self.backing.dealloc(block, Layout::new::<u8>()) };
-        }
-        if n > 0 {
-            self.control.note_given_back(&self.pending);
-        }
-        n == blocks.len()
-    }
-
-    /// Frees all small blocks that the calling thread has deferred.
-    ///
-    /// # Safety
-    /// `runtime` is one of these, and stays meanwhile.
-    unsafe fn settle(runtime: NonNull<()>) {
-        // SAFETY: the caller's.
-        let this = unsafe { runtime.cast::<Self>().as_ref() };
-        while this.pay_back_small() {}
+        n_blocks
     }
 
     /// See [`DeferFree::flush`](crate::DeferFree::flush).
@@ -386,8 +332,8 @@ impl<B: Backing> Runtime<B> {
             ..Stats::default()
         };
         self.sizes().for_each(|size| stats.add_size(&size));
-        if self.owns_batches() {
-            stats.bursts = BATCHES.stats();
+        if BURSTS.is_owned_by(ptr::from_ref(self).addr()) {
+            stats.bursts = BURSTS.stats();
         }
         stats
     }
@@ -410,11 +356,6 @@ impl<B: Backing> Runtime<B> {
                 missed: load(&counts.missed),
             }
         })
-    }
-
-    /// Bytes that wait, readable in a forked child too.
-    pub(crate) fn pending_bytes(&self) -> usize {
-        self.pending.bytes()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::batch::thread;
+use crate::burst::local;
 
 /// Defers every free of this thread, small ones too, until the returned value is dropped.
 ///
@@ -21,7 +21,7 @@ use crate::batch::thread;
 /// ```
 #[must_use = "frees are deferred until the scope is dropped"]
 pub fn defer_scope() -> DeferScope {
-    thread::enter_scope();
+    local::here().enter_scope();
     DeferScope { of_this_thread: PhantomData }
 }
 
@@ -34,6 +34,6 @@ pub struct DeferScope {
 
 impl Drop for DeferScope {
     fn drop(&mut self) {
-        thread::leave_scope();
+        local::here().leave_scope();
     }
 }

@@ -130,10 +130,17 @@ pub struct BurstStats {
     pub no_chunk_blocks: u64,
     /// Freed inline in a burst: as many bytes waited as may.
     pub over_bound_blocks: u64,
-    /// Freed inline in a burst: the drainer was collecting from this thread.
-    pub contended_blocks: u64,
-    /// Freed inline in a burst: the block is terabytes away from the others.
+    /// Freed inline in a burst: the block is gigabytes away from all others.
     pub out_of_reach_blocks: u64,
+    /// Bursts of blocks that were not in the cache: deferred.
+    pub deferred_bursts: u64,
+    /// Bursts of blocks that were in the cache anyway, as those are that the program's own `drop` code has
+    /// touched: freed at once.
+    pub hot_bursts: u64,
+    /// Deferred bursts after which the thread wanted the memory before the drainer was done.
+    pub wasted_bursts: u64,
+    /// Bursts freed at once because such ones came before.
+    pub skipped_bursts: u64,
 }
 
 /// A number of blocks and what they come to. Bytes are those of the size classes: up to 1/16 more

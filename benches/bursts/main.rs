@@ -1,44 +1,29 @@
-//! What dropping data structures of many small blocks costs, `deferfree` against plain mimalloc and
-//! glibc, and against a drop that frees nothing at all (`floor`).
+//! What small blocks cost: `deferfree` against plain mimalloc, glibc, and a drop that frees nothing at
+//! all (`floor`).
 //!
-//! Arguments and variables are those of `large_free`: `cargo bench --bench bursts -- shapes/BTreeMap`
-//! runs some cases of one section, `-- --quick` gives rough figures.
+//! ```text
+//! cargo bench --bench bursts                          all of it, about three quarters of an hour
+//! cargo bench --bench bursts -- --quick               the direction, in some minutes
+//! cargo bench --bench bursts -- rest                  sections whose name contains `rest`
+//! cargo bench --bench bursts -- rest/BTreeMap         some cases of one section
+//! ```
+//!
+//! `BENCH_ALLOCATORS=glibc,mimalloc,deferfree` and `BENCH_REPETITIONS=9` change what is compared and how
+//! often. A section says what of it is measured by default.
+//!
+//! Each contender is a program with a global allocator of its own, as a user would install it: this one
+//! with `deferfree`, which also starts the others (`bursts_mimalloc`, `bursts_glibc`, `bursts_floor`). An
+//! allocator that is chosen at run time would put a load, a branch and a call before each free, and it
+//! is instructions that are counted here. The price is that the programs may differ in where the
+//! compiler and the linker put things.
 
-#[cfg(target_os = "linux")]
-mod shapes;
-#[cfg(target_os = "linux")]
-mod sizes;
-#[cfg(target_os = "linux")]
-#[path = "../support/mod.rs"]
-mod support;
-#[cfg(target_os = "linux")]
-mod sweep;
-#[cfg(target_os = "linux")]
-mod threads;
+#[cfg_attr(target_os = "linux", path = "program.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
+mod program;
 
-#[cfg(target_os = "linux")]
 #[global_allocator]
-static GLOBAL: support::allocator::Switch = support::allocator::Switch;
+static GLOBAL: deferfree::DeferFree = deferfree::DeferFree::new();
 
-#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
-    use support::allocator::Contender;
-
-    support::section::Bench {
-        name: "bursts",
-        sections: &[&shapes::SECTION, &threads::SECTION, &sweep::SECTION, &sizes::SECTION],
-        contenders: &[
-            Contender::System,
-            Contender::Mimalloc,
-            Contender::Floor,
-            Contender::Deferfree,
-        ],
-        first: || (),
-    }
-    .main()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() {
-    eprintln!("bursts reads /proc: Linux only");
+    program::main_with(|| GLOBAL.stats().bursts.deferred.blocks)
 }

@@ -2,26 +2,27 @@
 //! chunk keeps it in use, and then the next structure begins there, beside what the last one left in the
 //! first. Which sizes that concerns, and by how much, is what this shows.
 
-use crate::shapes::rounds;
-use crate::support::Scale;
-use crate::support::children::{Case, Results};
-use crate::support::section::{PEAK_LIMIT, Section};
-use crate::support::structures::STRUCTURES;
-use crate::support::table::{Column, MS, column};
-use crate::support::{KIB, MIB};
+use super::rounds::MOST;
+use super::row::row;
+use super::support::children::{Case, Results};
+use super::support::contender::Contender;
+use super::support::section::{PEAK_LIMIT, Section};
+use super::support::structures::STRUCTURES;
+use super::support::table::{Column, MS, column};
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "sizes",
-    about: "a list and a tree of so many thousand nodes, built and dropped 20 times",
+    about: "a list and a tree of so many thousand nodes, built and dropped 20 times in a row",
     repetitions: 1,
     cases,
     tables: &[("sizes", &COLUMNS)],
     bars: |_: &Results| {},
+    contenders: &[Contender::Mimalloc, Contender::Deferfree],
     peak_limit: PEAK_LIMIT,
 };
 
-const COLUMNS: [Column; 2] =
-    [column("drop", "drop ms", MS, 2), column("wall", "rounds, wall ms", MS, 0)];
+const COLUMNS: [Column; 2] = [column("drop", "drop ms", MS, 2), column("wall", "wall ms", MS, 0)];
 
 const THOUSANDS: [usize; 7] = [500, 800, 1000, 1200, 1500, 2000, 3000];
 const USED: [usize; 2] = [6, 7];
@@ -32,8 +33,8 @@ fn cases(scale: Scale) -> Vec<Case> {
     each.map(|(structure, thousands)| {
         let n = thousands * 1000 / scale.pick(1, 1, 100);
         let name = format!("{}, {thousands}", structure.name);
-        Case::new(name, 2 * thousands * 64 * KIB + 100 * MIB, move |report| {
-            rounds(structure, n, scale, report);
+        Case::new(name, 2 * thousands * 64 * KIB / scale.pick(1, 1, 20), move |report| {
+            row(structure, n, scale.pick(MOST, 6, 2), report);
         })
     })
     .collect()

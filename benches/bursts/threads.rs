@@ -1,44 +1,58 @@
-//! Where bursts done carelessly leak: threads that come and go, and threads that drop what others
-//! have built.
+//! Where bursts done carelessly leak: threads that come and go, threads that drop what others have
+//! built, and many threads that drop at once.
 
+use std::any::Any;
 use std::hint::black_box;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use crate::support::allocator::Contender;
-use crate::support::children::{Case, Report, Results};
-use crate::support::memory::rss_bytes;
-use crate::support::section::{PEAK_LIMIT, Section};
-use crate::support::structures::STRUCTURES;
-use crate::support::table::{self, Column, MS, bar, bar_no_slower, column, worst};
-use crate::support::timing::nanos;
-use crate::support::{MIB, Scale};
+use super::rounds::Taken;
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender::{Deferfree, Mimalloc};
+use super::support::memory::rss_bytes;
+use super::support::section::Section;
+use super::support::structures::STRUCTURES;
+use super::support::table::{self, Column, MS, bar, bar_each, column, count, worst};
+use super::support::timing::{Latencies, nanos};
+use super::support::{MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "threads",
-    about: "30 rounds with two threads; RSS is that at the end of a round",
+    about: "30 rounds of two threads, or of 64 that drop at once; RSS is that at the end of a round",
     repetitions: 3,
     cases,
     tables: &[("threads", &COLUMNS)],
     bars,
-    peak_limit: PEAK_LIMIT,
+    contenders: &[Mimalloc, Deferfree],
+    peak_limit: 1.15,
 };
 
-const COLUMNS: [Column; 3] = [
+const COLUMNS: [Column; 8] = [
     column("wall", "wall ms", MS, 0),
+    column("p50", "drop p50 ms", MS, 2),
+    column("p90", "p90", MS, 2),
+    column("p99", "p99", MS, 2),
+    column("max", "max", MS, 2),
+    count("n", "drops"),
     column("early", "RSS, most in 3..8 MiB", table::MIB, 0),
     column("late", "in the last 5 MiB", table::MIB, 0),
 ];
 
 const ROUNDS: usize = 30;
+const MANY: usize = 64;
+const WALL_LIMIT: f64 = 1.05;
 /// How much more there may be in the last rounds than in the first.
 const GROWTH: f64 = 1.05;
 
-type Pattern = fn(fn(usize) -> Box<dyn std::any::Any + Send>, usize);
+type Pattern = fn(&Work);
 
-const PATTERNS: [(&str, Pattern); 2] =
-    [("build, drop and exit", build_drop_exit), ("one builds, another drops", hand_over)];
+const PATTERNS: [(&str, Pattern); 3] = [
+    ("build, drop and exit", build_drop_exit),
+    ("one builds, another drops", hand_over),
+    ("64 drop at once", all_at_once),
+];
 
 /// Of the structures, those with many blocks of one size and of many.
 const USED: [usize; 3] = [0, 1, 4];
@@ -47,57 +61,120 @@ fn cases(scale: Scale) -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, pattern) in PATTERNS {
         for structure in USED.map(|index| &STRUCTURES[index]) {
-            let n = structure.n_elements / 4 / scale.pick(1, 1, 100);
+            let n_elements = structure.n_elements / 4 / scale.pick(1, 2, 50);
             let name = format!("{name}, {}", structure.name);
-            cases.push(Case::new(name, 500 * MIB, move |report| {
-                measure(|| pattern(structure.build, n), report);
+            cases.push(Case::new(name, 300 * MIB / scale.pick(1, 1, 20), move |report| {
+                measure(pattern, Work::new(structure.build, n_elements), report);
             }));
         }
     }
     cases
 }
 
-fn measure(mut round: impl FnMut(), report: &mut Report) {
-    // Nothing to compare: it would take all memory.
-    if Contender::of_this_process() == Contender::Floor {
-        return;
+/// What a pattern does over and over, and what comes of it.
+struct Work {
+    build: fn(usize) -> Box<dyn Any + Send>,
+    n_elements: usize,
+    drops: Mutex<Latencies>,
+    rss: Mutex<([u64; ROUNDS], usize)>,
+}
+
+impl Work {
+    fn new(build: fn(usize) -> Box<dyn Any + Send>, n_elements: usize) -> Self {
+        let (drops, rss) = (Mutex::new(Latencies::new()), Mutex::new(([0; ROUNDS], 0)));
+        Self { build, n_elements, drops, rss }
     }
-    let mut rss = [0; ROUNDS];
-    let start = Instant::now();
-    for slot in &mut rss {
-        round();
-        *slot = rss_bytes();
+
+    fn build(&self, n_elements: usize) -> Box<dyn Any + Send> {
+        black_box((self.build)(n_elements))
     }
-    report.put("wall", nanos(start.elapsed()) as f64);
+
+    fn drop(&self, built: Box<dyn Any + Send>) {
+        let start = Instant::now();
+        drop(built);
+        let took = start.elapsed();
+        self.drops.lock().expect("no thread panics").record(nanos(took));
+    }
+
+    fn end_of_round(&self) {
+        let (rss, n_rounds) = &mut *self.rss.lock().expect("no thread panics");
+        rss[*n_rounds] = rss_bytes();
+        *n_rounds += 1;
+    }
+}
+
+fn measure(pattern: Pattern, work: Work, report: &mut Report) {
+    let (taken, ()) = Taken::by(|| pattern(&work));
+    taken.report(report);
+    let drops = work.drops.lock().expect("no thread panics");
+    report.put("n", drops.count() as f64);
+    report.put("p50", drops.median());
+    report.put_some("p90", drops.quantile(0.9));
+    report.put_some("p99", drops.quantile(0.99));
+    report.put("max", drops.max());
+    let (rss, _) = *work.rss.lock().expect("no thread panics");
     let most = |rounds: &[u64]| rounds.iter().copied().max().unwrap_or(0) as f64;
     report.put("early", most(&rss[3..8]));
     report.put("late", most(&rss[ROUNDS - 5..]));
 }
 
 /// What a server does that starts a thread for each request.
-fn build_drop_exit(build: fn(usize) -> Box<dyn std::any::Any + Send>, n: usize) {
-    let threads = [(); 2].map(|()| thread::spawn(move || drop(black_box(build(n)))));
-    for thread in threads {
-        thread.join().expect("building does not panic");
+fn build_drop_exit(work: &Work) {
+    for _ in 0..ROUNDS {
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| work.drop(work.build(work.n_elements)));
+            }
+        });
+        work.end_of_round();
     }
 }
 
-fn hand_over(build: fn(usize) -> Box<dyn std::any::Any + Send>, n: usize) {
-    let (sender, receiver) = sync_channel(1);
+fn hand_over(work: &Work) {
+    for _ in 0..ROUNDS {
+        let (sender, receiver) = sync_channel(1);
+        thread::scope(|scope| {
+            scope.spawn(move || receiver.into_iter().for_each(|built| work.drop(built)));
+            for _ in 0..2 {
+                let built = work.build(work.n_elements);
+                sender.send(built).expect("the other thread receives until we are done");
+            }
+            drop(sender);
+        });
+        work.end_of_round();
+    }
+}
+
+/// Threads that stay, each with its part of two structures.
+fn all_at_once(work: &Work) {
+    let barrier = Barrier::new(MANY + 1);
     thread::scope(|scope| {
-        scope.spawn(move || receiver.into_iter().for_each(drop));
-        for _ in 0..2 {
-            sender.send(black_box(build(n))).expect("the other thread receives until we are done");
+        for _ in 0..MANY {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    let built = work.build(2 * work.n_elements / MANY);
+                    barrier.wait();
+                    work.drop(built);
+                    barrier.wait();
+                    // The RSS is read.
+                    barrier.wait();
+                }
+            });
         }
-        drop(sender);
+        for _ in 0..ROUNDS {
+            barrier.wait();
+            barrier.wait();
+            work.end_of_round();
+            barrier.wait();
+        }
     });
 }
 
 fn bars(results: &Results) {
-    bar_no_slower("total wall time", "wall", &results.cases, results);
+    bar_each("wall", Deferfree, "wall", &results.cases, WALL_LIMIT, results);
     let growth = |case: &str| {
-        let late = results.median(case, Contender::Deferfree, "late")?;
-        Some(late / results.median(case, Contender::Deferfree, "early")?)
+        let late = results.median(case, Deferfree, "late")?;
+        Some(late / results.median(case, Deferfree, "early")?)
     };
     bar("RSS in the last rounds against the first", " x", worst(&results.cases, growth), GROWTH);
 }

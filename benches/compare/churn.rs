@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_idle,
-    put_waits,
+    CONTENDERS, CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars,
+    put_idle, put_waits,
 };
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report};
@@ -25,6 +25,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -4,7 +4,7 @@ use std::thread;
 
 use defer_drop::DeferDrop;
 
-use crate::support::allocator::Contender;
+use crate::support::contender::Contender;
 
 pub(crate) const ALL: [Contender; 8] = [
     Contender::System,

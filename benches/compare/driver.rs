@@ -7,15 +7,14 @@ use std::time::Instant;
 
 use crate::record::{Part, Record};
 use crate::support::Scale;
-use crate::support::children;
+use crate::support::programs::Program;
 use crate::support::section::{Bench, Section};
 use crate::{
-    bars, churn, contenders, growth, idle, pictures, pipe, record, recycle, report, request,
-    scaling, values,
+    bars, churn, growth, idle, pictures, pipe, record, recycle, report, request, scaling, values,
 };
 
 pub(crate) const BENCH: Bench =
-    Bench { name: "compare", sections: &SECTIONS, contenders: &contenders::ALL, first: || () };
+    Bench { name: "compare", sections: &SECTIONS, program: |_| Some(Program::This), first: || () };
 
 const SECTIONS: [&Section; 11] = [
     &values::MAP,
@@ -153,6 +152,7 @@ fn measure(
     if chosen.iter().all(|(_, cases)| cases.is_empty()) {
         return Err(format!("nothing is named {:?}", options.filter));
     }
+    let programs = bench.programs(chosen.iter().map(|(section, _)| *section))?;
     let begin = Instant::now();
     for (i, (section, cases)) in chosen.iter().enumerate() {
         if cases.is_empty() {
@@ -160,8 +160,7 @@ fn measure(
         }
         let so_far = begin.elapsed().as_secs();
         eprintln!("-- section {} of {}, {so_far} s so far", i + 1, chosen.len());
-        let repetitions = scale.pick(section.repetitions, 1, 1);
-        let results = children::run(section.name, cases, repetitions, scale, bench.contenders)?;
+        let results = section.measure(cases, scale, &programs)?;
         let part = Part { section, conditions: conditions.clone(), results };
         println!("\n{}", report::part(&part));
         record.put(part, &SECTIONS);

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+pub(crate) use crate::contenders::ALL as CONTENDERS;
 use crate::support::Scale;
 use crate::support::children::{Report, Results};
 use crate::support::memory::rss_bytes;

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle, put_waits,
+    CONTENDERS, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle,
+    put_waits,
 };
 use crate::support::children::{Case, Report};
 use crate::support::table::{Column, US, column};
@@ -20,6 +21,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

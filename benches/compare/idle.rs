@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
-use crate::figures::{CPU, PEAK, PEAK_LIMIT, Section, no_bars};
+use crate::figures::{CONTENDERS, CPU, PEAK, PEAK_LIMIT, Section, no_bars};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report};
 use crate::support::memory::rss_bytes;
@@ -25,6 +25,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -28,6 +28,9 @@
 //! run of a part replaces that part of what is there.
 
 #[cfg(target_os = "linux")]
+#[path = "../support/allocator.rs"]
+mod allocator;
+#[cfg(target_os = "linux")]
 mod bars;
 #[cfg(target_os = "linux")]
 mod churn;
@@ -63,7 +66,7 @@ mod values;
 
 #[cfg(target_os = "linux")]
 #[global_allocator]
-static GLOBAL: support::allocator::Switch = support::allocator::Switch;
+static GLOBAL: allocator::Switch = allocator::Switch;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

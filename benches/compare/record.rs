@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::driver;
 use crate::support::Scale;
-use crate::support::allocator::Contender;
 use crate::support::children::Results;
+use crate::support::contender::Contender;
 use crate::support::machine;
 use crate::support::section::Section;
 

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use crate::bars::Bar;
 use crate::record::{Part, Record};
 use crate::support::Scale;
-use crate::support::allocator::Contender;
 use crate::support::children::Results;
+use crate::support::contender::Contender;
 use crate::support::table::{Column, MIB, US, ratio};
 
 /// A peer's figure that is lower than this share of deferfree's is one that the peer wins.

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle,
-    put_waits,
+    CONTENDERS, CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars,
+    put_idle, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -29,6 +29,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
 use crate::figures::{
-    CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
+    CONTENDERS, CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -27,6 +27,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("", &COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

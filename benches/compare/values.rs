@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::contenders::discard;
 use crate::figures::{
-    COMMON, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle,
-    put_idle_always, put_waits,
+    COMMON, CONTENDERS, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars,
+    put_idle, put_idle_always, put_waits,
 };
 use crate::support::block::Block;
 use crate::support::children::{Case, Report};
@@ -27,6 +27,7 @@ pub(crate) const MAP: Section = Section {
     cases: map_cases,
     tables: &[("", &COMMON)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 
@@ -37,6 +38,7 @@ pub(crate) const SHAPES: Section = Section {
     cases: shape_cases,
     tables: &[("", &FEW_SAMPLES)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 
@@ -47,6 +49,7 @@ pub(crate) const VEC: Section = Section {
     cases: vec_cases,
     tables: &[("", &FEW_SAMPLES)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 
@@ -58,6 +61,7 @@ pub(crate) const BLOCKS: Section = Section {
     cases: blocks_cases,
     tables: &[("", &BLOCKS_COLUMNS)],
     bars: no_bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

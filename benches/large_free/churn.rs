@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{PEAK_LIMIT, Section};
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
 use crate::support::memory::rss_bytes;
@@ -20,6 +20,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("churn", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

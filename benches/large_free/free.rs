@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::section::{PEAK_LIMIT, Section};
-use crate::support::allocator::Contender;
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
+use crate::support::contender::Contender;
 use crate::support::table::{Column, EMPTY, ONE, US, bar, column, count, worst};
 use crate::support::timing::{Latencies, nanos};
 use crate::support::{GIB, KIB, MIB, Scale, size_name};
@@ -17,6 +17,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("free", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

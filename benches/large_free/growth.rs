@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::section::{PEAK_LIMIT, Section};
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::children::{Case, Report, Results};
 use crate::support::table::{Column, MS, bar_no_slower, column};
 use crate::support::timing::nanos;
@@ -17,6 +17,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("growth", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{PEAK_LIMIT, Section};
-use crate::support::allocator::Contender;
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
+use crate::support::contender::Contender;
 use crate::support::memory::rss_bytes;
 use crate::support::table::{self, Column, MS, bar, column, worst};
 use crate::support::timing::nanos;
@@ -19,6 +19,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("idle", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

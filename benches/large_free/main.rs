@@ -10,6 +10,9 @@
 //! and how often.
 
 #[cfg(target_os = "linux")]
+#[path = "../support/allocator.rs"]
+mod allocator;
+#[cfg(target_os = "linux")]
 mod churn;
 #[cfg(target_os = "linux")]
 mod free;
@@ -37,7 +40,7 @@ mod support;
 
 #[cfg(target_os = "linux")]
 #[global_allocator]
-static GLOBAL: support::allocator::Switch = support::allocator::Switch;
+static GLOBAL: allocator::Switch = allocator::Switch;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

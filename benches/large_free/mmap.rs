@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use crate::section::{PEAK_LIMIT, Section};
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, PAGE_BYTES};
 use crate::support::children::{Case, Report, Results};
 use crate::support::memory::{map, unmap};
@@ -19,6 +19,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("wait of each mmap and munmap", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
-use crate::section::Section;
-use crate::support::allocator::Contender;
+use crate::section::{CONTENDERS, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
+use crate::support::contender::Contender;
 use crate::support::table::{Column, MS, bar, column, ratio, worst};
 use crate::support::timing::nanos;
 use crate::support::{GIB, KIB, MIB, Scale};
@@ -18,6 +18,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("phases", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: LIMIT,
 };
 

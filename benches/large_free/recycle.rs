@@ -5,10 +5,10 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{PEAK_LIMIT, Section};
-use crate::support::allocator::Contender;
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
+use crate::support::contender::Contender;
 use crate::support::memory::rss_bytes;
 use crate::support::table::{self, Column, EMPTY, ONE, bar_no_slower, column};
 use crate::support::timing::nanos;
@@ -21,6 +21,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("recycle", &COLUMNS)],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -1,14 +1,17 @@
 //! The sections of this bench.
 
-use crate::support::allocator::Contender;
+use crate::support::contender::Contender;
+use crate::support::programs::Program;
 use crate::support::section::Bench;
 pub(crate) use crate::support::section::{PEAK_LIMIT, Section};
 use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls, sweep};
 
+pub(crate) const CONTENDERS: [Contender; 2] = [Contender::Mimalloc, Contender::Deferfree];
+
 pub(crate) const BENCH: Bench = Bench {
     name: "large_free",
     sections: &SECTIONS,
-    contenders: &[Contender::Mimalloc, Contender::Deferfree],
+    program: |_| Some(Program::This),
     first: operations::run,
 };
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::section::{PEAK_LIMIT, Section};
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
 use crate::support::table::{Column, EMPTY, ONE, US, bar_control, column, count};
@@ -20,6 +20,7 @@ pub(crate) const SECTION: Section = Section {
         ("fresh: the same with 1 to 64 MiB, a size not used for half a second", &FRESH),
     ],
     bars,
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::section::{PEAK_LIMIT, Section};
+use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
 use crate::support::block::{Block, Ledger};
 use crate::support::children::{Case, Report, Results};
 use crate::support::random::Random;
@@ -18,6 +18,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("sweep", &COLUMNS)],
     bars: |_: &Results| {},
+    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
 };
 

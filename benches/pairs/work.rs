@@ -10,7 +10,11 @@ const LIVE_BLOCKS: usize = 16;
 /// One after the other, in the mixed loop.
 const MIXED_SIZES: [usize; 8] = [24, 512, 8, 96, 1536, 48, 200, 4096];
 
-/// `<size>|mixed <pairs>` runs that many pairs.
+/// Blocks of this size and so many of them, in the loop that counts frees.
+const FREES_SIZE: usize = 64;
+const FREES_LIVE_BLOCKS: usize = 1024;
+
+/// `<size>|mixed|frees <pairs>` runs that many pairs.
 pub(crate) fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers = match arguments.as_slice() {
@@ -19,6 +23,7 @@ pub(crate) fn main() {
     };
     match numbers {
         Some(("mixed", n_pairs)) => mixed(n_pairs),
+        Some(("frees", n_pairs)) => frees(n_pairs),
         Some((size, n_pairs)) => match size.parse().ok().and_then(layout) {
             Some(layout) => pairs(layout, n_pairs),
             None => usage(),
@@ -31,6 +36,7 @@ pub(crate) fn main() {
 fn usage() {
     pairs(Layout::new::<u64>(), 1);
     mixed(1);
+    frees(1);
     println!("pairs is counted under valgrind: run benches/callgrind.sh");
 }
 
@@ -80,4 +86,32 @@ fn mixed(n_pairs: u64) {
         // SAFETY: as above, and nothing uses the slots any more.
         unsafe { dealloc(ptr, layout) };
     }
+}
+
+/// Each round frees the oldest block and allocates another, so that no burst begins. There are enough
+/// of them that an allocator which looks at some addresses more closely than at others is seen to do
+/// both.
+#[inline(never)]
+fn frees(n_pairs: u64) {
+    let Some(layout) = black_box(layout(FREES_SIZE)) else { return };
+    let mut live: [*mut u8; FREES_LIVE_BLOCKS] = std::array::from_fn(|_| allocate(layout));
+    for i in 0..n_pairs {
+        let slot = &mut live[i as usize % FREES_LIVE_BLOCKS];
+        // SAFETY: the slot's block was allocated with this layout; it is replaced right after.
+        unsafe { free_block(*slot, layout) };
+        *slot = allocate(layout);
+    }
+    // To free the rest would be a burst.
+}
+
+/// What this executes besides `mi_free` is what the allocator puts before it. A function of its own:
+/// inlined into a loop, the one could not be told from the other.
+///
+/// # Safety
+///
+/// As for `dealloc`.
+#[inline(never)]
+unsafe fn free_block(ptr: *mut u8, layout: Layout) {
+    // SAFETY: the caller's block.
+    unsafe { dealloc(ptr, layout) };
 }

@@ -1,14 +1,17 @@
-//! A bench runs itself again: each contender is measured in processes of its own, and they take
-//! turns.
+//! Each contender is measured in processes of its own, and they take turns.
+//!
+//! What a process runs is the bench itself once more, or the contender's own program.
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::{env, fmt, io};
 
-use super::allocator::{self, Contender};
+use super::contender::{self, Contender};
 use super::machine;
 use super::memory::{Usage, warm_up};
+use super::programs::Programs;
 use super::timing::empty_timer_pairs;
 use super::{MIB, Scale};
 
@@ -59,6 +62,7 @@ pub(crate) struct Report(());
 
 impl Report {
     pub(crate) fn put(&mut self, key: &str, value: f64) {
+        debug_assert!(!key.contains(' '), "{key}: the parent splits the line there");
         println!("{key} {value}");
     }
 
@@ -155,13 +159,10 @@ pub(crate) fn run(
     repetitions: usize,
     scale: Scale,
     contenders: &[Contender],
+    programs: &Programs,
 ) -> Result<Results, String> {
-    let contenders = chosen(contenders)?;
-    let repetitions = match env::var(REPETITIONS_VARIABLE) {
-        Ok(n) => n.parse().ok().filter(|n| *n > 0).ok_or(format!("{REPETITIONS_VARIABLE}={n}?"))?,
-        Err(_) => repetitions,
-    };
-    let mut results = Results::new(contenders);
+    let repetitions = chosen_repetitions(repetitions)?;
+    let mut results = Results::new(chosen(contenders)?);
     for case in cases {
         let available = machine::available_bytes();
         if case.needs_bytes as u64 > available / 4 * 3 {
@@ -176,7 +177,8 @@ pub(crate) fn run(
                 eprintln!("[{section}] {}: {name}, {repetition} of {repetitions}", case.name);
                 // An eighth on top: allocators round up.
                 warm_up(case.needs_bytes / 8 * 9);
-                let figures = run_child(section, case, contender, scale)
+                let program = programs.of(contender)?;
+                let figures = run_child(program, section, case, contender, scale)
                     .map_err(|error| format!("{section}, {}, {name}: {error}", case.name))?;
                 for (key, value) in figures {
                     results.push(&case.name, contender, key, value);
@@ -187,7 +189,8 @@ pub(crate) fn run(
     Ok(results)
 }
 
-fn chosen(default: &[Contender]) -> Result<Vec<Contender>, String> {
+/// The contenders that were asked for.
+pub(crate) fn chosen(default: &[Contender]) -> Result<Vec<Contender>, String> {
     let Ok(names) = env::var(CONTENDERS_VARIABLE) else {
         return Ok(default.to_vec());
     };
@@ -198,16 +201,22 @@ fn chosen(default: &[Contender]) -> Result<Vec<Contender>, String> {
     names.split(',').map(named).collect()
 }
 
+pub(crate) fn chosen_repetitions(default: usize) -> Result<usize, String> {
+    match env::var(REPETITIONS_VARIABLE) {
+        Ok(n) => n.parse().ok().filter(|n| *n > 0).ok_or(format!("{REPETITIONS_VARIABLE}={n}?")),
+        Err(_) => Ok(default),
+    }
+}
+
 fn run_child(
+    program: &Path,
     section: &str,
     case: &Case,
     contender: Contender,
     scale: Scale,
 ) -> Result<Vec<(String, f64)>, String> {
-    let program =
-        env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let output = Command::new(program)
-        .env(allocator::VARIABLE, contender.name())
+        .env(contender::VARIABLE, contender.name())
         .env(SECTION_VARIABLE, section)
         .env(CASE_VARIABLE, &case.name)
         .envs(contender.environment())
@@ -225,5 +234,9 @@ fn run_child(
         Some((key.to_owned(), value.parse().ok()?))
     };
     let parse = |line| figure(line).ok_or_else(|| format!("the process printed {line:?}"));
-    stdout.lines().map(parse).collect()
+    let figures: Vec<_> = stdout.lines().map(parse).collect::<Result<_, _>>()?;
+    if figures.is_empty() {
+        return Err(format!("{} measured nothing", program.display()));
+    }
+    Ok(figures)
 }

@@ -39,23 +39,36 @@ pub(crate) fn proc_field_bytes(path: &str, field: &str) -> Option<u64> {
 
 /// Forgets the peak so far. Where the kernel refuses, the peak counts from the start of the
 /// process, which here adds only what starting up takes.
-fn reset_peak_rss() {
+pub(crate) fn reset_peak_rss() {
     if let Ok(mut file) = File::options().write(true).open("/proc/self/clear_refs") {
         file.write_all(b"5").ok();
     }
 }
 
-/// User and system time of all threads of the process so far.
-pub(crate) fn cpu_time() -> Duration {
+/// What all threads of the process have used so far.
+fn resources() -> libc::rusage {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: `usage` has room for the structure that the call writes.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
     // SAFETY: all zeros is a valid `rusage`, and the call may have filled it.
-    let usage = unsafe { usage.assume_init() };
+    unsafe { usage.assume_init() }
+}
+
+/// User and system time of all threads of the process so far.
+pub(crate) fn cpu_time() -> Duration {
+    cpu_time_of(&resources())
+}
+
+pub(crate) fn cpu_time_of(usage: &libc::rusage) -> Duration {
     let duration = |time: libc::timeval| {
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_usec.unsigned_abs() as u32 * 1000)
     };
     duration(usage.ru_utime) + duration(usage.ru_stime)
+}
+
+/// Page faults of the process so far that needed no disk.
+pub(crate) fn page_faults() -> u64 {
+    resources().ru_minflt.unsigned_abs()
 }
 
 /// Peak and CPU time between two points of a process.

@@ -1,16 +1,22 @@
-//! What the benches share: an allocator that is chosen per process, child processes that take
-//! turns, and the measuring of time and memory.
+//! What the benches share: the contenders and their programs, child processes that take turns, and
+//! the measuring of time and memory.
+//!
+//! `allocator.rs`, the allocator that is chosen when a process starts, is not among the modules: the
+//! benches that have it name it themselves. A program that as much as names `deferfree` links some of
+//! it, and mimalloc with it, because generic functions are shared between crates.
 //!
 //! Nothing here allocates while a measurement runs: figures go into histograms and ledgers that
 //! were made before.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
-pub(crate) mod allocator;
 pub(crate) mod block;
 pub(crate) mod children;
+pub(crate) mod contender;
+pub(crate) mod floor;
 pub(crate) mod machine;
 pub(crate) mod memory;
+pub(crate) mod programs;
 pub(crate) mod random;
 pub(crate) mod section;
 pub(crate) mod structures;

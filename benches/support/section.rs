@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::allocator::Contender;
 use super::children::{self, Case, Results};
+use super::contender::Contender;
+use super::programs::{Program, Programs};
 use super::table::{self, Column};
 use super::{Scale, machine};
 
@@ -15,8 +16,22 @@ pub(crate) struct Section {
     pub(crate) cases: fn(Scale) -> Vec<Case>,
     pub(crate) tables: &'static [(&'static str, &'static [Column])],
     pub(crate) bars: fn(&Results),
-    /// Peak RSS as a multiple of plain mimalloc's.
+    pub(crate) contenders: &'static [Contender],
+    /// Peak RSS as a multiple of plain mimalloc's. Infinite where `bars` has its own word on it.
     pub(crate) peak_limit: f64,
+}
+
+impl Section {
+    /// Measures some of its cases.
+    pub(crate) fn measure(
+        &self,
+        cases: &[Case],
+        scale: Scale,
+        programs: &Programs,
+    ) -> Result<Results, String> {
+        let repetitions = scale.pick(self.repetitions, 1, 1);
+        children::run(self.name, cases, repetitions, scale, self.contenders, programs)
+    }
 }
 
 /// What the peak RSS of every workload may be, unless its section says otherwise.
@@ -26,7 +41,8 @@ pub(crate) const PEAK_LIMIT: f64 = 1.10;
 pub(crate) struct Bench {
     pub(crate) name: &'static str,
     pub(crate) sections: &'static [&'static Section],
-    pub(crate) contenders: &'static [Contender],
+    /// What a contender's processes run; `None` for one that this bench has no program for.
+    pub(crate) program: fn(Contender) -> Option<Program>,
     /// Runs in the parent before the sections.
     pub(crate) first: fn(),
 }
@@ -38,10 +54,27 @@ impl Bench {
 
     /// For a bench whose parent does more than print tables.
     pub(crate) fn main_with(&self, parent: impl Fn(&Self) -> Result<(), String>) -> ExitCode {
-        let outcome = match children::assignment() {
-            Some((section, case, scale)) => self.child(&section, &case, scale),
+        self.exit_code(match children::assignment() {
+            Some((section, case, scale)) => self.child(Program::This, &section, &case, scale),
             None => parent(self),
-        };
+        })
+    }
+
+    /// For the program of a contender, which only ever is a child.
+    pub(crate) fn contender_main(&self, target: &'static str) -> ExitCode {
+        self.exit_code(match children::assignment() {
+            Some((section, case, scale)) => {
+                self.child(Program::Target(target), &section, &case, scale)
+            }
+            // `cargo bench` and `cargo test` come here.
+            None => {
+                println!("{target} is a contender of the bench {}, which starts it", self.name);
+                Ok(())
+            }
+        })
+    }
+
+    fn exit_code(&self, outcome: Result<(), String>) -> ExitCode {
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -51,7 +84,11 @@ impl Bench {
         }
     }
 
-    fn child(&self, section: &str, case: &str, scale: Scale) -> Result<(), String> {
+    fn child(&self, this: Program, section: &str, case: &str, scale: Scale) -> Result<(), String> {
+        let contender = Contender::of_this_process();
+        if (self.program)(contender) != Some(this) {
+            return Err(format!("this program ({this:?}) is not that of {}", contender.name()));
+        }
         let found = self.sections.iter().find(|known| known.name == section);
         let section = found.ok_or_else(|| format!("there is no section {section:?}"))?;
         let cases = (section.cases)(scale);
@@ -75,6 +112,18 @@ impl Bench {
         })
     }
 
+    /// The programs of the sections' contenders.
+    pub(crate) fn programs<'a>(
+        &self,
+        sections: impl Iterator<Item = &'a Section>,
+    ) -> Result<Programs, String> {
+        let mut contenders = Vec::new();
+        for section in sections {
+            contenders.extend(children::chosen(section.contenders)?);
+        }
+        Programs::build(&contenders, self.program)
+    }
+
     fn parent(&self) -> Result<(), String> {
         (self.first)();
         if std::env::args().any(|argument| argument == "--list") {
@@ -88,16 +137,23 @@ impl Bench {
         if scale == Scale::Test {
             println!("a test run: its figures and verdicts mean nothing");
         }
-        for (section, cases) in self.chosen(&filter, scale) {
+        let chosen: Vec<_> =
+            self.chosen(&filter, scale).filter(|(_, cases)| !cases.is_empty()).collect();
+        if chosen.is_empty() {
+            return Err(format!("nothing is named {filter:?}"));
+        }
+        let programs = self.programs(chosen.iter().map(|(section, _)| *section))?;
+        for (section, cases) in chosen {
             println!("\n== {}: {}", section.name, section.about);
-            let repetitions = scale.pick(section.repetitions, 1, 1);
-            let results = children::run(section.name, &cases, repetitions, scale, self.contenders)?;
+            let results = section.measure(&cases, scale, &programs)?;
             for (title, columns) in section.tables {
                 table::print(title, columns, &results);
             }
             println!();
             (section.bars)(&results);
-            table::bar_peak(&results, section.peak_limit);
+            if section.peak_limit.is_finite() {
+                table::bar_peak(&results, section.peak_limit);
+            }
         }
         Ok(())
     }

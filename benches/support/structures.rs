@@ -1,7 +1,8 @@
 //! The data structures that are dropped.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, LinkedList};
+use std::collections::{BTreeMap, HashMap, HashSet, LinkedList};
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -13,8 +14,13 @@ pub(crate) struct Structure {
     pub(crate) build: fn(usize) -> Box<dyn Any + Send>,
     pub(crate) n_elements: usize,
     pub(crate) blocks_per_element: f64,
-    /// One of the eight that the bar on the mean is for.
+    /// What so many elements take, in MiB.
+    pub(crate) mib: usize,
+    /// One of the eight that the bench `compare` is about.
     pub(crate) in_mean: bool,
+    /// The drop finds its blocks in no cache: they lie here and there, and it does not touch them
+    /// before it frees them.
+    pub(crate) is_cold: bool,
 }
 
 const fn structure(
@@ -22,25 +28,48 @@ const fn structure(
     build: fn(usize) -> Box<dyn Any + Send>,
     n_elements: usize,
     blocks_per_element: f64,
+    mib: usize,
 ) -> Structure {
-    Structure { name, build, n_elements, blocks_per_element, in_mean: true }
+    Structure { name, build, n_elements, blocks_per_element, mib, in_mean: true, is_cold: false }
+}
+
+const fn cold(structure: Structure) -> Structure {
+    Structure { is_cold: true, ..structure }
 }
 
 const M: usize = 1_000_000;
 
-pub(crate) const STRUCTURES: [Structure; 10] = [
-    structure("HashMap<usize, Vec<usize>>", map_of_vecs, M, 1.0),
-    structure("Vec<String>, shuffled", strings, 2 * M, 1.0),
-    structure("Vec<Box<[u8; 256]>>, shuffled", boxes, M, 1.0),
-    structure("Vec<Vec<u8>>, 4 KiB, shuffled", pages, M / 10, 1.0),
+pub(crate) const STRUCTURES: [Structure; 13] = [
+    cold(structure("HashMap<usize, Vec<usize>>", map_of_vecs, M, 1.0, 135)),
+    cold(structure("Vec<String>, shuffled", strings, 2 * M, 1.0, 145)),
+    cold(structure("Vec<Box<[u8; 256]>>, shuffled", boxes, M, 1.0, 259)),
+    structure("Vec<Vec<u8>>, 4 KiB, shuffled", pages, M / 10, 1.0, 401),
     // A node of a tree has room for 11 entries and is two thirds full on average.
-    structure("BTreeMap<u64, String>", tree_map, M, 1.14),
-    structure("HashMap<String, String>", map_of_strings, M, 2.0),
-    structure("LinkedList<u64>", list, M, 1.0),
-    structure("binary tree of boxes", tree, M, 1.0),
-    Structure { in_mean: false, ..structure("serde_json::Value", json, 250_000, 6.0) },
-    Structure { in_mean: false, ..structure("tree of directories", directories, M, 1.1) },
+    cold(structure("BTreeMap<u64, String>", tree_map, M, 1.14, 67)),
+    structure("HashMap<String, String>", map_of_strings, M, 2.0, 199),
+    structure("LinkedList<u64>", list, M, 1.0, 37),
+    structure("binary tree of boxes", tree, M, 1.0, 37),
+    Structure { in_mean: false, ..structure("serde_json::Value", json, 250_000, 6.0, 227) },
+    Structure { in_mean: false, ..structure("tree of directories", directories, M, 1.1, 99) },
+    Structure { in_mean: false, ..structure("Vec<Rc<str>>, shuffled", shared_strings, M, 1.0, 69) },
+    Structure { in_mean: false, ..cold(structure("Vec<Vec<Vec<u32>>>", nested, M / 2, 1.1, 67)) },
+    Structure { in_mean: false, ..structure("HashSet<String>", set, M, 1.0, 119) },
 ];
+
+/// What the code was not written against: held against the bars on each shape, and in no mean.
+pub(crate) const OTHERS: [Structure; 3] = [
+    Structure { in_mean: false, ..structure("Vec<Vec<u8>>, 8 B to 8 KiB", sizes, M / 5, 1.0, 291) },
+    Structure {
+        in_mean: false,
+        ..structure("Vec<Vec<u8>>, 16 to 256 KiB", middling, 2000, 1.0, 231)
+    },
+    // A third of the values is two blocks.
+    Structure { in_mean: false, ..structure("HashMap<u64, mixed>", mixed, M / 2, 1.3, 141) },
+];
+
+pub(crate) fn all() -> impl Iterator<Item = &'static Structure> {
+    STRUCTURES.iter().chain(&OTHERS)
+}
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -126,6 +155,31 @@ fn json(n: usize) -> Box<dyn Any + Send> {
     Box::new(Value::Array((0..n).map(object).collect()))
 }
 
+/// References that one thread holds all of, so that they may go to another together.
+struct SharedStrings(#[allow(dead_code, reason = "to be dropped")] Vec<Rc<str>>);
+
+// SAFETY: no reference to the strings is anywhere else.
+unsafe impl Send for SharedStrings {}
+
+fn shared_strings(n: usize) -> Box<dyn Any + Send> {
+    let mut strings: Vec<Rc<str>> =
+        (0..n).map(|i| format!("the string number {i}").into()).collect();
+    Random(SEED).shuffle(&mut strings);
+    Box::new(SharedStrings(strings))
+}
+
+/// Rows of ten cells, each of some numbers.
+fn nested(n: usize) -> Box<dyn Any + Send> {
+    let cell = |i: usize| vec![i as u32; 4 + i % 13];
+    Box::new(
+        (0..n / 10).map(|row| (0..10).map(|i| cell(row + i)).collect()).collect::<Vec<Vec<_>>>(),
+    )
+}
+
+fn set(n: usize) -> Box<dyn Any + Send> {
+    Box::new((0..n).map(|i| format!("the element number {i}")).collect::<HashSet<_>>())
+}
+
 struct Entry {
     _name: String,
     _entries: Vec<Entry>,
@@ -146,4 +200,43 @@ fn directories(n: usize) -> Box<dyn Any + Send> {
         Entry { _name: format!("entry-{name}"), _entries: entries }
     }
     Box::new(entry(1, n - 1))
+}
+
+/// Vectors of a length between the two, short ones more often, every byte written.
+fn vectors(n: usize, shortest: f64, longest: f64) -> Box<dyn Any + Send> {
+    let mut random = Random(SEED);
+    let mut vector = |i: usize| {
+        let len = shortest * (longest / shortest).powf(random.unit());
+        vec![i as u8; len as usize]
+    };
+    shuffled((0..n).map(&mut vector).collect())
+}
+
+fn sizes(n: usize) -> Box<dyn Any + Send> {
+    vectors(n, 8.0, 8192.0)
+}
+
+/// Large for small blocks, and below the threshold of large ones.
+fn middling(n: usize) -> Box<dyn Any + Send> {
+    vectors(n, 16.0 * 1024.0, 255.0 * 1024.0)
+}
+
+enum Mixed {
+    _Text(String),
+    _Numbers(Vec<u64>),
+    _Record(Box<(u64, String)>),
+}
+
+fn mixed(n: usize) -> Box<dyn Any + Send> {
+    let mut random = Random(SEED);
+    let mut entry = || {
+        let key = random.next();
+        let value = match key % 3 {
+            0 => Mixed::_Text("text ".repeat(1 + key as usize % 40)),
+            1 => Mixed::_Numbers(vec![key; 1 + key as usize % 60]),
+            _ => Mixed::_Record(Box::new((key, key.to_string()))),
+        };
+        (random.next(), value)
+    };
+    Box::new((0..n).map(|_| entry()).collect::<HashMap<_, _>>())
 }

@@ -1,7 +1,7 @@
 //! Tables of contenders side by side, and the bars that the figures are held against.
 
-use super::allocator::Contender;
 use super::children::{Results, Spread};
+use super::contender::Contender;
 
 /// A figure of a table: the children's key, the header, and how many of the child's units
 /// (nanoseconds, bytes) make one of the header's.
@@ -44,29 +44,52 @@ const COSTS: [Column; 2] =
 /// the ratios of the medians.
 pub(crate) fn print(title: &str, columns: &[Column], results: &Results) {
     let columns: Vec<Column> = columns.iter().chain(&COSTS).copied().collect();
+    print_only(title, &columns, results);
+}
+
+/// As `print`, for a table that brings its own columns of what it costs.
+pub(crate) fn print_only(title: &str, columns: &[Column], results: &Results) {
     let mut lines = vec![vec![String::new(), String::new()]];
     lines[0].extend(columns.iter().map(|column| column.header.to_owned()));
     for case in &results.cases {
-        for (i, contender) in results.contenders.iter().enumerate() {
+        let get = |contender: Contender, column: &Column| results.get(case, contender, column.key);
+        let is_measured =
+            |it: &&Contender| columns.iter().any(|column| get(**it, column).is_some());
+        let measured: Vec<Contender> =
+            results.contenders.iter().filter(is_measured).copied().collect();
+        for (i, contender) in measured.iter().enumerate() {
             let mut line = vec![if i == 0 { case.clone() } else { String::new() }];
             line.push(contender.name().to_owned());
             line.extend(columns.iter().map(|column| {
-                let spread = results.get(case, *contender, column.key);
-                spread.map_or("-".to_owned(), |spread| cell(column, spread))
+                get(*contender, column).map_or("-".to_owned(), |spread| cell(column, spread))
             }));
             lines.push(line);
         }
-        for peer in results.contenders.iter().filter(|peer| **peer != Contender::Deferfree) {
-            let mut line = vec![String::new(), format!("deferfree / {}", peer.name())];
+        let pairs = measured.iter().flat_map(|peer| {
+            let held = measured.iter().filter(|it| is_held_against(**it, *peer));
+            held.map(|it| (*it, *peer))
+        });
+        for (contender, peer) in pairs {
+            let mut line = vec![String::new(), format!("{} / {}", contender.name(), peer.name())];
             line.extend(columns.iter().map(|column| {
-                let ratio = ratio(results, case, *peer, column.key).filter(|_| column.has_ratio);
-                ratio.map_or(String::new(), |ratio| format!("{ratio:.2} x"))
+                let ratio = ratio_of(results, case, contender, peer, column.key);
+                ratio
+                    .filter(|_| column.has_ratio)
+                    .map_or(String::new(), |ratio| format!("{ratio:.2} x"))
             }));
             lines.push(line);
         }
     }
     println!("\n{title}");
     print_aligned(&lines);
+}
+
+/// Whether a line of ratios is of interest.
+fn is_held_against(contender: Contender, peer: Contender) -> bool {
+    match contender {
+        Contender::MimallocAgain => peer == Contender::Mimalloc,
+        _ => contender.is_ours() && !peer.is_ours() && peer != Contender::MimallocAgain,
+    }
 }
 
 fn cell(column: &Column, spread: Spread) -> String {
@@ -93,9 +116,20 @@ fn print_aligned(lines: &[Vec<String>]) {
 
 /// `deferfree / peer`, of the medians.
 pub(crate) fn ratio(results: &Results, case: &str, peer: Contender, key: &str) -> Option<f64> {
-    let ours = results.median(case, Contender::Deferfree, key)?;
+    ratio_of(results, case, Contender::Deferfree, peer, key)
+}
+
+/// `contender / peer`, of the medians.
+pub(crate) fn ratio_of(
+    results: &Results,
+    case: &str,
+    contender: Contender,
+    peer: Contender,
+    key: &str,
+) -> Option<f64> {
+    let its = results.median(case, contender, key)?;
     let theirs = results.median(case, peer, key)?;
-    (theirs > 0.0).then(|| ours / theirs)
+    (theirs > 0.0).then(|| its / theirs)
 }
 
 /// The largest of what `figure` gives for the cases, and where it was.
@@ -117,6 +151,55 @@ pub(crate) fn bar(what: &str, unit: &str, worst: Option<(f64, &str)>, limit: f64
             );
         }
         None => println!("bar: {what}: not measured in this run"),
+    }
+}
+
+/// Holds `key` of one contender against plain mimalloc's, case by case, and names the cases that are
+/// over. With each the ratio of the least figures, which noise can only raise; and, if it was
+/// measured, what the same program makes of a second run.
+pub(crate) fn bar_each<'a>(
+    what: &str,
+    contender: Contender,
+    key: &str,
+    cases: impl IntoIterator<Item = &'a String> + Clone,
+    limit: f64,
+    results: &Results,
+) {
+    let of = |case: &str| ratio_of(results, case, contender, Contender::Mimalloc, key);
+    let Some((figure, case)) = worst(cases.clone(), of) else {
+        println!("bar: {what}, {}: not measured in this run", contender.name());
+        return;
+    };
+    let n_cases = cases.clone().into_iter().filter(|case| of(case).is_some()).count();
+    let over: Vec<String> = (cases.clone().into_iter())
+        .filter(|case| of(case) > Some(limit))
+        .map(|case| {
+            let of_least = |contender| Some(results.get(case, contender, key)?.min);
+            let ratio = of(case).unwrap_or(f64::NAN);
+            let least = [contender, Contender::Mimalloc].map(|it| of_least(it).unwrap_or(f64::NAN));
+            format!("{case} {ratio:.3} x (least {:.3} x)", least[0] / least[1])
+        })
+        .collect();
+    let verdict = match over.len() {
+        0 => "met".to_owned(),
+        n => format!("NOT MET in {n} of {n_cases}"),
+    };
+    println!(
+        "bar: {what}, {}: {figure:.3} x plain mimalloc at worst ({case}), limit {limit} x: {verdict}",
+        contender.name(),
+    );
+    for case in over {
+        println!("     over: {case}");
+    }
+    let again: Vec<f64> = (cases.into_iter())
+        .filter_map(|case| {
+            ratio_of(results, case, Contender::MimallocAgain, Contender::Mimalloc, key)
+        })
+        .collect();
+    if !again.is_empty() {
+        let least = again.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = again.iter().copied().fold(0.0, f64::max);
+        println!("     (mimalloc against itself, other processes: {least:.3} x to {most:.3} x)");
     }
 }
 
@@ -183,6 +266,11 @@ pub(crate) fn bar_control(what: &str, key: &str, freed: &str, control: &str, res
 
 /// Every section's bar on memory.
 pub(crate) fn bar_peak(results: &Results, limit: f64) {
-    let peak = worst(&results.cases, |case| ratio(results, case, Contender::Mimalloc, "peak"));
+    let ours = results.contenders.iter().filter(|contender| contender.is_ours());
+    let peak = worst(&results.cases, |case| {
+        let ratios =
+            ours.clone().filter_map(|it| ratio_of(results, case, *it, Contender::Mimalloc, "peak"));
+        ratios.max_by(f64::total_cmp)
+    });
     bar("peak RSS against plain mimalloc's", " x", peak, limit);
 }

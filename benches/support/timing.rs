@@ -18,7 +18,16 @@ const LONGEST_NS: u64 = 60_000_000_000;
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, 2).expect("the bounds are valid");
+        Self::with_digits(2)
+    }
+
+    /// Three digits, for a process that is not measured itself.
+    pub(crate) fn precise() -> Self {
+        Self::with_digits(3)
+    }
+
+    fn with_digits(n: u8) -> Self {
+        let histogram = Histogram::new_with_bounds(1, LONGEST_NS, n).expect("the bounds are valid");
         Self { histogram, sum_ns: 0 }
     }
 
@@ -52,6 +61,10 @@ impl Latencies {
 
     pub(crate) fn mean(&self) -> f64 {
         self.sum_ns as f64 / self.count().max(1) as f64
+    }
+
+    pub(crate) fn min(&self) -> f64 {
+        self.histogram.min() as f64
     }
 
     pub(crate) fn max(&self) -> f64 {

@@ -1,192 +1,319 @@
-//! Blocks below the threshold, when they are more than a matter for the backing: in a burst, and while a
-//! thread pays back what it deferred in one.
+//! Blocks below the threshold: straight to the backing, but for one look now and then, and in bursts.
+//!
+//! The arguments are in the order in which Rust hands them to an allocator, and everything is out of line: the way that
+//! leads to the backing has no registers to shuffle, and the program's own drop code stays as short as it is with the
+//! backing alone.
 
 use std::alloc::Layout;
 use std::sync::atomic::Ordering;
 
 use super::{DeferFree, Phase, SWITCHED_OFF};
 use crate::backing::Backing;
-use crate::batch::BATCHES;
-use crate::batch::thread::{self, ADAPTIVE, ALWAYS, DISABLED, OFF, OnAlloc, OnFree};
-use crate::config::{Burst, DEFAULT_BURST};
+use crate::burst::local::{self, DEFAULT_BURST, JUDGED, Local, Mode, OnAlloc, OnFree, State};
+use crate::burst::{BURSTS, Outcome, SMALL_BYTES, Written};
+use crate::config::Burst;
+use crate::pending::MIN_CLASS_BYTES;
+use crate::runtime::Runtime;
 use crate::sys;
 
 /// What `burst` says until the number of CPUs has been looked at.
-pub(super) const BY_CPUS: u32 = ADAPTIVE - 1;
+pub(super) const BY_CPUS: u32 = u32::MAX - 1;
+/// No burst ever begins; a [`DeferScope`](crate::DeferScope) defers all the same.
+const NEVER: u32 = u32::MAX;
+/// Every free is deferred.
+const ALWAYS: u32 = 0;
+
+/// Blocks of at most this alignment may be small without another look at it: all blocks have it.
+const SURE_ALIGN: usize = align_of::<u64>();
+
+/// Whether the block is small whatever the settings are. Mostly known when the program is compiled.
+#[inline(always)]
+pub(super) fn is_surely_small(layout: Layout) -> bool {
+    layout.size() < MIN_CLASS_BYTES && layout.align() <= SURE_ALIGN
+}
+
+/// Touching a block that is about to be freed takes at least so long, on average, where it pays to write its address
+/// down instead.
+const COLD_NS: u64 = 12;
+/// Blocks that are touched first, and not timed.
+const WARM_UP: usize = 32;
 
 impl<B: Backing> DeferFree<B> {
-    /// As `dealloc`, in the same cases, and when the thread's frees in a row may begin a burst.
-    ///
-    /// Its arguments are in the order in which Rust hands them to an allocator, so that the way that does
-    /// not lead here has no registers to shuffle.
+    /// As `dealloc`, for blocks that are [`is_surely_small`].
     ///
     /// # Safety
-    /// As for `dealloc`.
+    /// As for `dealloc`; `size` is that of the layout.
     #[inline(never)]
-    pub(super) unsafe fn dealloc_counted(ptr: *mut u8, size: usize, align: usize, this: &Self) {
-        // SAFETY: those of the caller's layout.
-        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
-        if size >= this.threshold.load(Ordering::Relaxed) {
+    pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
+        if local::hash(ptr) >= local::short_below() {
             // SAFETY: the caller's block.
-            return unsafe { this.dealloc_large(ptr, layout) };
+            return unsafe { Self::write_down(ptr, size, this) };
         }
-        // SAFETY: the caller's block.
-        unsafe { this.dealloc_small(ptr, layout) };
+        // SAFETY: the caller's block; every block comes from the backing.
+        unsafe { this.backing.dealloc_any(ptr) };
     }
 
-    /// As `dealloc_counted`, for a block below the threshold.
-    ///
-    /// # Safety
-    /// As for `dealloc`.
-    #[inline(always)]
-    pub(super) unsafe fn dealloc_small(&self, ptr: *mut u8, layout: Layout) {
+    /// As `free`, where the thread is in a burst, or looks whether it is.
+    #[inline(never)]
+    pub(super) unsafe fn write_down(ptr: *mut u8, size: usize, this: &Self) {
+        let local = local::here();
+        let in_burst = local.state() == State::Burst && size < SMALL_BYTES;
         // A runtime that is the owner is of this generation.
-        if BATCHES.defer_quickly(self.phase.addr(), ptr, layout.size()) {
+        if in_burst && BURSTS.is_owned_by(this.phase.addr()) && local.writes(ptr, size) {
             return;
         }
         // SAFETY: the caller's block.
-        unsafe { self.dealloc_noted(ptr, layout) };
+        unsafe { Self::decide(ptr, size, this) };
     }
 
-    /// Out of line, so that the way above has no registers to save.
-    #[inline(never)]
-    unsafe fn dealloc_noted(&self, ptr: *mut u8, layout: Layout) {
-        if thread::note_free(layout.size()) {
-            // SAFETY: the caller's block.
-            return unsafe { self.backing.dealloc(ptr, layout) };
-        }
-        // SAFETY: the caller's block.
-        unsafe { self.dealloc_slow(ptr, layout) };
-    }
-
+    /// As `write_down`, where that is not all.
     #[cold]
-    unsafe fn dealloc_slow(&self, ptr: *mut u8, layout: Layout) {
-        let burst = self.burst_frees();
-        let on_free = thread::on_free(ptr.addr(), burst);
-        if on_free != OnFree::FreeNow {
-            if matches!(self.phase.get(), Phase::Off) && BATCHES.has_no_owner() {
-                self.start();
-            }
-            match (self.phase.get(), on_free) {
-                (Phase::Running(runtime), OnFree::Defer)
-                    if runtime.defer_small(ptr, layout.size(), burst) =>
-                {
-                    return;
-                }
-                (Phase::Running(runtime), OnFree::FreeNowNear) => runtime.note_near_burst(),
-                (Phase::Off | Phase::Starting | Phase::Failed, OnFree::Defer) => {
-                    thread::back_off(burst);
-                }
-                _ => (),
-            }
+    #[inline(never)]
+    unsafe fn decide(ptr: *mut u8, size: usize, this: &Self) {
+        if !this.defers(local::here(), ptr, size) {
+            // SAFETY: the caller's block; every block comes from the backing.
+            unsafe { this.backing.dealloc_any(ptr) };
         }
-        // SAFETY: the caller's block; every block comes from the backing.
-        unsafe { self.backing.dealloc(ptr, layout) };
     }
 
-    /// As `alloc` or `alloc_zeroed`, when the block is not known to be small or the thread is not known
-    /// to be neither in a burst nor to owe frees. For the order of arguments see `dealloc_counted`.
+    /// Whether the block is taken care of.
+    fn defers(&self, local: &Local, ptr: *mut u8, size: usize) -> bool {
+        if local.state() == State::New {
+            local.set_up(self.mode());
+        }
+        match local.on_free(self.looks()) {
+            OnFree::FreeNow => false,
+            OnFree::Begin => self.begin_burst(local) && self.defer(local, ptr, size),
+            OnFree::Write => self.defer(local, ptr, size),
+        }
+    }
+
+    /// Whether the burst that seems to begin is to be judged.
+    fn begin_burst(&self, local: &Local) -> bool {
+        let record = local.record();
+        let skipping = local.state() == State::Blind && record.may_be_forgiven();
+        if !skipping && local.state() != State::Blind {
+            if self.mode_by_cpus() == Mode::Scopes {
+                local.set_up(Mode::Scopes);
+                return false;
+            }
+            if record.skips() {
+                BURSTS.note(Outcome::Skipped);
+                local.blind_for_now();
+                if record.may_be_forgiven() {
+                    record.note_skipped(sys::monotonic_ns(), 0);
+                }
+                return false;
+            }
+        }
+        if skipping {
+            record.note_skipped(sys::monotonic_ns(), local.far());
+            return false;
+        }
+        if self.owner().is_none() {
+            local.blind();
+            return false;
+        }
+        local.judge();
+        true
+    }
+
+    /// The runtime, if small blocks can be deferred in it; started if it is not.
+    fn owner(&self) -> Option<&Runtime<B>> {
+        if let (Phase::Off, true) = (self.phase.get(), BURSTS.can_be_claimed(self.phase.addr())) {
+            self.start();
+        }
+        match self.phase.get() {
+            Phase::Running(runtime) if BURSTS.is_owned_by(self.phase.addr()) => Some(runtime),
+            Phase::Running(_) | Phase::Off | Phase::Starting | Phase::Failed => None,
+        }
+    }
+
+    /// Writes a block down; false if it has to be freed at once.
+    fn defer(&self, local: &Local, ptr: *mut u8, size: usize) -> bool {
+        if size >= SMALL_BYTES {
+            return false;
+        }
+        let Some(runtime) = self.owner() else {
+            local.blind_unless_forced();
+            return false;
+        };
+        let written = runtime.defer_small(local, ptr, size);
+        if written == Written::No {
+            local.blind_unless_forced();
+            return false;
+        }
+        if written == Written::Opened {
+            runtime.note_opened();
+        }
+        if local.state() == State::Judging && local.has_judged(written == Written::Opened) {
+            if self.price_ns(local) >= COLD_NS {
+                BURSTS.note(Outcome::Deferred);
+                local.burst();
+            } else {
+                if local.far() == 0 {
+                    BURSTS.note(Outcome::Hot);
+                }
+                runtime.take_back_small(local);
+                local.record().note_hot();
+                local.blind_for_now();
+            }
+        }
+        true
+    }
+
+    /// What it takes to touch one of the blocks that have just been written down, in nanoseconds.
+    fn price_ns(&self, local: &Local) -> u64 {
+        let mut start_ns = 0;
+        let mut n = 0;
+        BURSTS.last_written(local, JUDGED, |block| {
+            // The first ones bring in what has nothing to do with the blocks: code, and tables of the allocator's.
+            if n == WARM_UP {
+                start_ns = sys::monotonic_ns();
+            }
+            n += 1;
+            // SAFETY: a block that waits to be freed.
+            unsafe { self.backing.touch(block) };
+        });
+        sys::monotonic_ns().saturating_sub(start_ns) / (JUDGED - WARM_UP) as u64
+    }
+
+    /// As `alloc`, or `alloc_zeroed`, for blocks that are [`is_surely_small`].
     ///
     /// # Safety
-    /// `size` and `align` are those of a layout.
+    /// `size` is not 0.
     #[inline(never)]
-    pub(super) unsafe fn alloc_counted(
+    pub(super) unsafe fn allocate<const ZEROED: bool>(size: usize, this: &Self) -> *mut u8 {
+        if !local::is_fresh() {
+            // SAFETY: the caller's.
+            return unsafe { Self::allocate_noted::<ZEROED>(size, this) };
+        }
+        // SAFETY: the caller's.
+        unsafe { this.allocate_small::<ZEROED>(size) }
+    }
+
+    /// As `allocate`, where the thread has not allocated since it looked.
+    #[cold]
+    #[inline(never)]
+    unsafe fn allocate_noted<const ZEROED: bool>(size: usize, this: &Self) -> *mut u8 {
+        this.note_alloc();
+        // SAFETY: the caller's.
+        unsafe { this.allocate_small::<ZEROED>(size) }
+    }
+
+    /// # Safety
+    /// `size` is not 0, and that of a block that is [`is_surely_small`].
+    #[inline(always)]
+    unsafe fn allocate_small<const ZEROED: bool>(&self, size: usize) -> *mut u8 {
+        // SAFETY: the caller's size is far from overflowing.
+        unsafe {
+            let layout = Layout::from_size_align_unchecked(size, SURE_ALIGN);
+            if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
+        }
+    }
+
+    /// As `realloc`.
+    ///
+    /// # Safety
+    /// As for `realloc`; `size` and `align` are those of the layout.
+    #[inline(never)]
+    pub(super) unsafe fn reallocate(
+        ptr: *mut u8,
         size: usize,
         align: usize,
+        new_size: usize,
         this: &Self,
-        zeroed: bool,
     ) -> *mut u8 {
         // SAFETY: the caller's.
         let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
-        // Relaxed, here and below: the value alone decides; 0 leads to the reading with Acquire.
-        if size >= this.threshold.load(Ordering::Relaxed) {
-            return this.alloc_large(layout, zeroed);
+        if size.max(new_size) >= this.threshold.load(Ordering::Relaxed) || !local::is_fresh() {
+            // SAFETY: the caller's block.
+            return unsafe { this.reallocate_noted(ptr, layout, new_size) };
         }
-        this.alloc_small(layout, zeroed)
+        // SAFETY: the caller's block.
+        unsafe { this.backing.realloc(ptr, layout, new_size) }
     }
 
-    /// As `alloc_counted`, for a block below the threshold.
-    #[inline(always)]
-    pub(super) fn alloc_small(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if !thread::note_alloc() {
-            self.note_alloc_slow();
-        }
-        // SAFETY: the caller's layout.
-        unsafe {
-            if zeroed { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
-        }
-    }
-
-    /// As `realloc`, in the same cases.
-    ///
-    /// # Safety
-    /// As for `realloc`.
     #[inline(never)]
-    pub(super) unsafe fn realloc_counted(
-        &self,
-        ptr: *mut u8,
-        layout: Layout,
-        new_size: usize,
-    ) -> *mut u8 {
-        if layout.size().max(new_size) >= self.threshold.load(Ordering::Relaxed) {
+    unsafe fn reallocate_noted(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if layout.size().max(new_size) >= self.read_settings() {
             // SAFETY: the caller's block.
             return unsafe { self.realloc_large(ptr, layout, new_size) };
         }
-        // SAFETY: the caller's block.
-        unsafe { self.realloc_small(ptr, layout, new_size) }
-    }
-
-    /// As `realloc_counted`, for sizes below the threshold.
-    ///
-    /// # Safety
-    /// As for `realloc`.
-    #[inline(always)]
-    pub(super) unsafe fn realloc_small(
-        &self,
-        ptr: *mut u8,
-        layout: Layout,
-        new_size: usize,
-    ) -> *mut u8 {
-        if !thread::note_alloc() {
-            self.note_alloc_slow();
-        }
+        self.note_alloc();
         // SAFETY: the caller's block.
         unsafe { self.backing.realloc(ptr, layout, new_size) }
     }
 
-    /// Before a small allocation, when the thread may be in a burst or owe frees.
+    /// Before a small allocation that goes the long way.
     #[cold]
-    pub(super) fn note_alloc_slow(&self) {
-        if thread::on_alloc(self.burst_frees()) == OnAlloc::PayBack {
-            let owes = match self.phase.get() {
-                Phase::Running(runtime) => runtime.pay_back_small(),
-                Phase::Off | Phase::Starting | Phase::Failed => false,
-            };
-            if !owes {
-                thread::owes_nothing();
+    pub(super) fn note_alloc(&self) {
+        let local = local::here();
+        match local.on_alloc() {
+            OnAlloc::Nothing => {}
+            OnAlloc::Unknown => local.set_up(self.mode()),
+            OnAlloc::TakeBack => self.take_back(local),
+            OnAlloc::Over { worth_it } => {
+                if worth_it {
+                    local.record().note_worth_it();
+                } else {
+                    BURSTS.note(Outcome::Wasted);
+                    local.record().note_wasted();
+                }
+                local.plain();
             }
         }
     }
 
-    /// Frees in a row that begin a burst; may be `ALWAYS`, `ADAPTIVE`, `OFF` or `DISABLED`.
-    fn burst_frees(&self) -> u32 {
+    /// The thread wants the memory that waits in its log.
+    fn take_back(&self, local: &Local) {
+        let n_blocks = match self.owner() {
+            Some(runtime) => runtime.take_back_small(local),
+            None => 0,
+        };
+        if local.state() == State::Judging {
+            local.plain();
+        } else if n_blocks > 0 {
+            BURSTS.note(Outcome::Wasted);
+            local.record().note_wasted();
+            local.plain();
+        }
+        // Else the drainer is at it: it counts as in hand.
+    }
+
+    /// What a thread has to know of the settings.
+    fn mode(&self) -> Mode {
         if self.read_settings() == SWITCHED_OFF || !sys::CAN_DEFER {
-            return DISABLED;
+            return Mode::Disabled;
         }
-        let burst = self.burst.load(Ordering::Relaxed);
-        if burst != BY_CPUS {
-            return burst;
+        match self.burst.load(Ordering::Relaxed) {
+            NEVER => Mode::Scopes,
+            ALWAYS => Mode::Always,
+            _ => Mode::Bursts,
         }
-        let burst = if sys::has_one_cpu() { OFF } else { ADAPTIVE };
-        self.burst.store(burst, Ordering::Relaxed);
-        burst
+    }
+
+    /// As `mode`, where a burst begins: no thread has to find out the number of CPUs before.
+    fn mode_by_cpus(&self) -> Mode {
+        if self.burst.load(Ordering::Relaxed) == BY_CPUS {
+            let burst = if sys::has_one_cpu() { NEVER } else { DEFAULT_BURST };
+            self.burst.store(burst, Ordering::Relaxed);
+        }
+        self.mode()
+    }
+
+    fn looks(&self) -> u32 {
+        match self.burst.load(Ordering::Relaxed) {
+            BY_CPUS => local::looks_of(DEFAULT_BURST),
+            n_frees => local::looks_of(n_frees),
+        }
     }
 
     /// As the configuration shows it.
     pub(super) fn configured_burst(&self) -> Option<u32> {
-        match self.burst_frees() {
-            ADAPTIVE => Some(DEFAULT_BURST),
-            burst => Some(burst).filter(|&burst| burst < OFF),
+        match self.mode_by_cpus() {
+            Mode::Disabled | Mode::Scopes => None,
+            Mode::Bursts | Mode::Always => Some(self.burst.load(Ordering::Relaxed)),
         }
     }
 }
@@ -197,6 +324,6 @@ pub(super) fn frees_of(burst: Burst, threshold_bytes: usize) -> u32 {
         _ if threshold_bytes == 0 => ALWAYS,
         Burst::Default => BY_CPUS,
         Burst::After(n_frees) => n_frees.min(BY_CPUS - 1),
-        Burst::Never => OFF,
+        Burst::Never => NEVER,
     }
 }

@@ -3,7 +3,8 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long, c_ulonglong, c_void};
-use std::mem;
+use std::hint::black_box;
+use std::mem::{self, MaybeUninit};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
@@ -24,6 +25,9 @@ const NATURAL_ALIGN: usize = 16;
 /// page-queue.c).
 const WORD: usize = 8;
 
+/// What the functions for small blocks take (`MI_SMALL_SIZE_MAX`, mimalloc.h).
+const SMALL_BYTES: usize = 128 * size_of::<usize>();
+
 #[inline(always)]
 fn naturally_aligned(size: usize, align: usize) -> bool {
     align <= WORD || (align <= NATURAL_ALIGN && align <= size)
@@ -37,6 +41,9 @@ unsafe impl GlobalAlloc for Mimalloc {
         // SAFETY: callable with any size; the alignment is a power of two.
         unsafe {
             if naturally_aligned(layout.size(), layout.align()) {
+                if layout.size() <= SMALL_BYTES {
+                    return ffi::mi_malloc_small(layout.size()).cast();
+                }
                 ffi::mi_malloc(layout.size()).cast()
             } else {
                 ffi::mi_malloc_aligned(layout.size(), layout.align()).cast()
@@ -49,6 +56,9 @@ unsafe impl GlobalAlloc for Mimalloc {
         // SAFETY: as in `alloc`.
         unsafe {
             if naturally_aligned(layout.size(), layout.align()) {
+                if layout.size() <= SMALL_BYTES {
+                    return ffi::mi_zalloc_small(layout.size()).cast();
+                }
                 ffi::mi_zalloc(layout.size()).cast()
             } else {
                 ffi::mi_zalloc_aligned(layout.size(), layout.align()).cast()
@@ -131,15 +141,30 @@ unsafe impl Backing for Mimalloc {
     /// mimalloc calls its `deferred_free` function with `force` when it gives up a thread's pages
     /// (`mi_thread_theaps_done`, init.c) and on a thread that calls `mi_collect(true)`. There is one such function:
     /// a program that registers its own (`mi_register_deferred_free`) leaves the blocks to the drainer.
-    fn at_thread_end(&self, settle: fn()) {
+    fn at_thread_end(&self, settle: fn(&mut dyn FnMut(*mut u8))) -> bool {
+        type Settle = fn(&mut dyn FnMut(*mut u8));
         unsafe extern "C" fn deferred_free(force: bool, _: c_ulonglong, settle: *mut c_void) {
             if force {
-                // SAFETY: registered below.
-                unsafe { mem::transmute::<*mut c_void, fn()>(settle)() };
+                // SAFETY: registered below. What it gives is a block of this allocator.
+                unsafe {
+                    mem::transmute::<*mut c_void, Settle>(settle)(&mut |block| {
+                        ffi::mi_free(block.cast());
+                    });
+                }
             }
         }
         // SAFETY: a function that stays, as a library with a drainer does, and may free blocks where it is called.
         unsafe { ffi::mi_register_deferred_free(Some(deferred_free), settle as *mut c_void) };
+        true
+    }
+
+    unsafe fn touch(&self, ptr: *mut u8) {
+        // Its page, which costs as much where blocks lie here and there, and the block.
+        // SAFETY: the caller gives a live block, which has a byte. What is in it does not matter.
+        unsafe {
+            black_box(ffi::mi_usable_size(ptr.cast()));
+            ptr.cast::<MaybeUninit<u8>>().read_volatile();
+        }
     }
 
     fn purge(&self) {

@@ -4,6 +4,7 @@ mod mimalloc;
 mod system;
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::mem::MaybeUninit;
 
 pub use self::mimalloc::Mimalloc;
 pub(crate) use self::mimalloc::{
@@ -60,12 +61,36 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     fn drainer_init(&self) {}
 
     /// Called on the thread that starts the drainer. `settle` frees the small blocks that the calling thread has
-    /// deferred; an allocator that gives up a thread's memory when the thread ends, so that others free its
-    /// blocks at a higher price from then on, should have it called on each thread just before that. It may
-    /// be called at any time, on any thread, any number of times, as long as that thread may free blocks. Where
-    /// it is not called, the drainer frees what threads leave.
-    fn at_thread_end(&self, settle: fn()) {
+    /// deferred, with what it is given: it has to free a block as [`GlobalAlloc::dealloc`] does. An allocator that gives
+    /// up a thread's memory when the thread ends, so that others free its blocks at a higher price from then on,
+    /// should have it called on each thread just before that, and return true. It may be called at any time, on any
+    /// thread, any number of times, as long as that thread may free blocks. Where it is not called, the drainer frees
+    /// what threads leave.
+    fn at_thread_end(&self, settle: fn(&mut dyn FnMut(*mut u8))) -> bool {
         let _ = settle;
+        false
+    }
+
+    /// Reads what freeing the block reads first. From the time that this takes it is told whether the block is in the
+    /// processor's cache.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` is a block of this allocator that has not been freed.
+    unsafe fn touch(&self, ptr: *mut u8) {
+        // SAFETY: every block has a byte. What is in it does not matter.
+        unsafe { ptr.cast::<MaybeUninit<u8>>().read_volatile() };
+    }
+
+    /// Frees a block whose layout is not known any more.
+    ///
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::dealloc`].
+    #[doc(hidden)]
+    unsafe fn dealloc_any(&self, ptr: *mut u8) {
+        // SAFETY: the caller's block; `dealloc` finds size and alignment by itself.
+        unsafe { self.dealloc(ptr, Layout::new::<u8>()) };
     }
 
     /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,

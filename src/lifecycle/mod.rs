@@ -40,7 +40,7 @@ pub(crate) mod models;
 
 use std::time::Duration;
 
-use crate::batch::BATCHES;
+use crate::burst::BURSTS;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::thread;
 use crate::{backing, sys};
@@ -161,7 +161,7 @@ unsafe extern "C" fn child() {
     // Forks that other threads of the parent had begun do not exist here.
     GATE.store(0, Ordering::Relaxed);
     GENERATION.fetch_add(1, Ordering::Relaxed);
-    BATCHES.forked_child();
+    BURSTS.forked_child();
     backing::mimalloc_forked_child();
 }
 

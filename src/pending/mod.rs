@@ -30,6 +30,7 @@ use crossbeam_utils::CachePadded;
 
 use queue::Queue;
 
+use crate::burst::BURSTS;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::Released;
 
@@ -178,15 +179,9 @@ impl Pending {
         self.backlog.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts `bytes` that wait elsewhere towards the bound; `None` if that would go over it, true for
-    /// the one caller who has to wake the drainer.
-    pub(crate) fn reserve(&self, bytes: usize) -> Option<bool> {
-        self.backlog.reserve(bytes).map(|before| before == ASLEEP)
-    }
-
-    /// They wait no longer.
-    pub(crate) fn release(&self, bytes: usize) {
-        self.backlog.release(bytes);
+    /// Whether so many bytes more may wait, elsewhere.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.bytes().saturating_add(BURSTS.bytes()).saturating_add(bytes) <= self.max_bytes()
     }
 
     /// Bytes that wait.
@@ -490,7 +485,8 @@ impl Backlog {
         let mut before = self.bytes.load(Ordering::Relaxed);
         loop {
             let after = (before & !ASLEEP).checked_add(bytes)?;
-            if after > max {
+            // Small blocks count too.
+            if after.saturating_add(BURSTS.bytes()) > max {
                 return None;
             }
             match self.bytes.compare_exchange_weak(

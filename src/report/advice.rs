@@ -40,7 +40,6 @@ impl Advice<'_> {
         let in_bursts = bursts.deferred.blocks
             + bursts.no_chunk_blocks
             + bursts.over_bound_blocks
-            + bursts.contended_blocks
             + bursts.out_of_reach_blocks;
         let many = |part: u64, of: u64| part > 0 && part >= of / ONE_IN;
         if !self.config.enabled {

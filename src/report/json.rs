@@ -92,12 +92,16 @@ fn write_stats(out: &mut impl Write, stats: &Stats) -> fmt::Result {
     }
     writeln!(
         out,
-        "\"no_chunk_blocks\": {}, \"over_bound_blocks\": {}, \"contended_blocks\": {}, \
-         \"out_of_reach_blocks\": {}}},",
+        "\"no_chunk_blocks\": {}, \"over_bound_blocks\": {}, \"out_of_reach_blocks\": {}, \
+         \"deferred_bursts\": {}, \"hot_bursts\": {}, \"wasted_bursts\": {}, \
+         \"skipped_bursts\": {}}},",
         bursts.no_chunk_blocks,
         bursts.over_bound_blocks,
-        bursts.contended_blocks,
-        bursts.out_of_reach_blocks
+        bursts.out_of_reach_blocks,
+        bursts.deferred_bursts,
+        bursts.hot_bursts,
+        bursts.wasted_bursts,
+        bursts.skipped_bursts
     )?;
     for (name, number) in [
         ("peak_pending_bytes", stats.peak_pending_bytes),

@@ -159,14 +159,19 @@ impl<W: Write> Write for Counted<'_, W> {
 }
 
 fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
-    let inline = bursts.no_chunk_blocks
-        + bursts.over_bound_blocks
-        + bursts.contended_blocks
-        + bursts.out_of_reach_blocks;
-    if bursts.deferred.blocks == 0 && inline == 0 {
-        return out.write_str(
-            "\n  no burst of small frees was deferred: there was none, or of blocks close together\n",
-        );
+    let inline = bursts.no_chunk_blocks + bursts.over_bound_blocks + bursts.out_of_reach_blocks;
+    let judged = bursts.hot_bursts + bursts.skipped_bursts;
+    if bursts.deferred.blocks == 0 && inline == 0 && judged == 0 {
+        return out.write_str("\n  no burst of small frees was seen\n");
+    }
+    writeln!(out, "\n  {:<24}{:>11}", "bursts of small frees", "bursts")?;
+    for (name, bursts) in [
+        ("deferred", bursts.deferred_bursts),
+        ("  in vain", bursts.wasted_bursts),
+        ("freed at once: hot", bursts.hot_bursts),
+        ("  as those before were", bursts.skipped_bursts),
+    ] {
+        writeln!(out, "  {name:<24}{bursts:>11}")?;
     }
     writeln!(out, "\n  {:<24}{:>11}{:>11}", "small blocks in bursts", "blocks", "bytes")?;
     for (name, Tally { blocks, bytes }) in [
@@ -181,7 +186,6 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
     for (why, blocks) in [
         ("  bound", bursts.over_bound_blocks),
         ("  no room", bursts.no_chunk_blocks),
-        ("  drainer collecting", bursts.contended_blocks),
         ("  address too far away", bursts.out_of_reach_blocks),
     ] {
         if blocks > 0 {

@@ -95,10 +95,12 @@ pub(crate) fn stay_loaded() -> bool {
     true
 }
 
-pub(crate) fn membarrier_register() {}
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn make_ready(_ptr: *mut u8, _len: usize) {}
 
-pub(crate) fn membarrier() -> bool {
-    false
+pub(crate) fn monotonic_ns() -> u64 {
+    0
 }
 
 pub(crate) fn at_thread_exit(_handler: unsafe extern "C" fn(*mut std::ffi::c_void)) -> bool {

@@ -103,6 +103,18 @@ pub(crate) unsafe fn release_in_pieces(ptr: *mut u8, len: usize) -> Released {
     released
 }
 
+/// Has the system put memory behind some pages of a mapping, so that nobody has to wait for that when they are first
+/// touched. A system that cannot (Linux before 5.14) refuses.
+///
+/// # Safety
+/// `[ptr, ptr + len)` must be whole pages of a mapping.
+pub(crate) unsafe fn make_ready(ptr: *mut u8, len: usize) {
+    // linux/mman.h; the `libc` crate has it for glibc alone.
+    const MADV_POPULATE_WRITE: libc::c_int = 23;
+    // SAFETY: the contents stay as they are.
+    unsafe { libc::madvise(ptr.cast(), len, MADV_POPULATE_WRITE) };
+}
+
 unsafe extern "C" {
     static environ: *const *const libc::c_char;
 }
@@ -280,6 +292,11 @@ pub(crate) fn clock_ns(clock: libc::clockid_t) -> Option<u64> {
     Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
+/// Nanoseconds since some moment before.
+pub(crate) fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC).unwrap_or(0)
+}
+
 /// CPU time of all threads of the process.
 pub(crate) fn process_cpu_ns() -> Option<u64> {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
@@ -352,23 +369,6 @@ fn is_in_program(address: usize) -> bool {
     headers.iter().filter(|header| header.p_type == libc::PT_LOAD).any(|header| {
         address.wrapping_sub(moved_by).wrapping_sub(start(header)) < header.p_memsz as usize
     })
-}
-
-// linux/membarrier.h
-const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
-
-/// To be called once before `membarrier`; takes milliseconds in a process with many threads.
-pub(crate) fn membarrier_register() {
-    // SAFETY: takes numbers only; a refusal shows in `membarrier`.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) };
-}
-
-/// Runs a full fence on every thread of this process that is running; those that are not have run
-/// one when they were switched out. False when the kernel does not do that.
-pub(crate) fn membarrier() -> bool {
-    // SAFETY: takes numbers only.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0 }
 }
 
 /// Has `handler` run when the calling thread exits, after its C++ and Rust thread-local destructors;

@@ -9,7 +9,7 @@ use super::Error;
 use super::style::{self, Area, FAINT, INK, Look, SMALL, TEXT, WIDTH};
 use crate::record::Record;
 use crate::request::QUANTILES;
-use crate::support::allocator::Contender;
+use crate::support::contender::Contender;
 
 const HEIGHT: u32 = 470;
 const LEFT: i32 = 76;

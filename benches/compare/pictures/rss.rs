@@ -9,7 +9,7 @@ use super::Error;
 use super::style::{self, Area, FAINT, FONT, INK, SMALL, TEXT, WIDTH};
 use crate::idle::{SHOWN_MS, STEP_MS, key_at};
 use crate::record::Record;
-use crate::support::allocator::Contender;
+use crate::support::contender::Contender;
 use crate::support::table::MIB;
 
 const HEIGHT: u32 = 440;

@@ -10,7 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::Error;
 use crate::record::Record;
 use crate::support::Scale;
-use crate::support::allocator::Contender;
+use crate::support::contender::Contender;
 
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -36,13 +36,15 @@ pub(crate) struct Look {
 pub(crate) fn look(contender: Contender) -> Look {
     let (color, dash) = match contender {
         Contender::System | Contender::Floor => (RGBColor(0, 0, 0), None),
-        Contender::Mimalloc => (RGBColor(0, 114, 178), None),
+        Contender::Mimalloc | Contender::MimallocAgain => (RGBColor(0, 114, 178), None),
         Contender::MimallocPurge0 => (RGBColor(86, 180, 233), Some((8, 4))),
         Contender::Jemalloc => (RGBColor(0, 158, 115), None),
         Contender::JemallocBackground => (RGBColor(230, 159, 0), Some((8, 4))),
         Contender::Spawn => (RGBColor(204, 121, 167), Some((3, 3))),
         Contender::DeferDrop => (RGBColor(130, 130, 130), Some((3, 3))),
-        Contender::Deferfree => (RGBColor(213, 94, 0), None),
+        Contender::Deferfree | Contender::DeferfreeOff | Contender::BurstsOff => {
+            (RGBColor(213, 94, 0), None)
+        }
     };
     Look { color, dash, width: if contender == Contender::Deferfree { 4 } else { 2 } }
 }

@@ -1,0 +1,447 @@
+//! Each thread's own state: is it in a burst?
+//!
+//! ```text
+//!          looks without an allocation between     cold
+//! PLAIN ─────────────────────────────▶ JUDGING ─────────▶ BURST ◀─────────────┐
+//!   ▲ ▲                                 │   ▲              │  │ allocations    │ frees again
+//!   │ │ allocation       BLIND ◀────────┘   │ far look     │  ▼                │
+//!   │ └──────────────────  ▲      hot       │              │ OWING ────────────┘
+//!   │                      └────────────────┴── BLIND      │  │
+//!   └──────────────────────────────────────────────────────┴──┘
+//!       the log is empty, or the thread allocates in earnest and has freed what is in it
+//! ```
+//!
+//! PLAIN: frees are done at once. One in [`LOOK_EVERY`], chosen by its address, looks whether the thread has allocated
+//! since the last one that looked; when it has not for [`DEFAULT_LOOKS`] looks, a data structure is being dropped.
+//! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
+//! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
+//! BLIND, until the thread allocates. Others begin a BURST: frees are written down and nothing else.
+//! OWING: the thread allocates now and then; its frees are done at once again, but what it wrote down may wait
+//! for the drainer. When it allocates in earnest (one allocation for [`BLOCKS_PER_ALLOC`] blocks that wait) the memory
+//! that waits is wanted: the thread takes it back and frees it as it would have done without this crate.
+//!
+//! What became of bursts decides on the next ones, see `record`.
+//!
+//! # The hot path
+//!
+//! Two fields are looked at. A free goes the short way if a hash of its address is below `short_below`: the whole range
+//! but one part in [`LOOK_EVERY`] in PLAIN, none of it in JUDGING and BURST. An allocation does if `fresh` is set, which
+//! a look takes back: so the first allocation after a look goes the long way, and sets it again.
+//!
+//! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
+//! are.
+
+#[cfg_attr(
+    all(
+        target_os = "linux",
+        target_pointer_width = "64",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(deferfree_std_tls)
+    ),
+    path = "elf.rs"
+)]
+#[cfg_attr(
+    not(all(
+        target_os = "linux",
+        target_pointer_width = "64",
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(deferfree_std_tls)
+    )),
+    path = "std.rs"
+)]
+mod place;
+
+use std::cell::Cell;
+
+use super::log::Log;
+use super::pool::Cursor;
+use super::record::Record;
+use crate::sys;
+
+pub(crate) use place::{here, is_fresh, short_below};
+
+/// One free in so many looks whether the thread has allocated.
+///
+/// A look costs a mispredicted branch. The more frees come before a burst begins, the more pages does the thread
+/// own when the drainer frees the rest, and blocks in owned pages are dear to allocate again.
+const LOOK_EVERY: u32 = 64;
+/// Looks without an allocation between them that begin a burst.
+const DEFAULT_LOOKS: u32 = 2;
+
+/// Where a block's address falls in the range of `u32`: evenly, whatever its low bits are.
+#[inline(always)]
+pub(crate) fn hash(block: *mut u8) -> u32 {
+    // Knuth's multiplicative hashing by the golden ratio: the high bits of the product depend on all bits below.
+    (block.addr() as u32).wrapping_mul(0x9e37_79b1)
+}
+
+/// `short_below` when one free in `every` goes the long way.
+const fn all_but_one_in(every: u32) -> u32 {
+    u32::MAX - u32::MAX / every
+}
+
+const ALL: u32 = u32::MAX;
+const NONE: u32 = 0;
+
+/// A thread that judged its blocks to be hot looks again after so many, and from then on after so many more each
+/// time. Only a thread that does not allocate in all that time gets there.
+const FAR_LOOK: u32 = 4096;
+const FARTHEST_LOOK: u32 = 64 << 10;
+
+/// Addresses that are judged.
+pub(crate) const JUDGED: usize = 128;
+
+/// A thread that allocates once for so many blocks that wait does so in earnest.
+const BLOCKS_PER_ALLOC: u64 = 16;
+/// Fewer allocations than these are never in earnest.
+const FEW_ALLOCS: u32 = 16;
+/// So many allocations with fewer frees than these between them end a burst.
+const DENSE_ALLOCS: u32 = 16;
+const SPARSE_FREES: u64 = 16;
+
+/// See the diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    New = 0,
+    Plain,
+    Blind,
+    Judging,
+    Burst,
+    Owing,
+}
+
+/// What a thread knows of itself.
+#[repr(C, align(64))]
+pub(crate) struct Local {
+    /// See "The hot path". The first two are read by `place` from outside.
+    short_below: Cell<u32>,
+    fresh: Cell<bool>,
+    state: Cell<State>,
+    /// Every free is written down until further notice: in a scope, or by the settings.
+    forced: Cell<bool>,
+    /// The thread has given up its log because it ends.
+    ended: Cell<bool>,
+    /// Where to write.
+    cursor: Cell<Cursor>,
+    /// What it writes to, once it has had a burst.
+    log: Cell<Option<&'static Log>>,
+    /// PLAIN: looks without an allocation. JUDGING: addresses written down. BURST: allocations with few frees between
+    /// them.
+    n: Cell<u32>,
+    /// BURST and OWING: allocations since the burst began.
+    n_allocs: Cell<u32>,
+    /// BURST: blocks that waited at the last allocation. OWING: allocations at the last look.
+    before: Cell<u64>,
+    record: Record,
+    n_scopes: Cell<u32>,
+    mode: Cell<Mode>,
+    /// BLIND after hot blocks: frees between two looks.
+    far: Cell<u32>,
+}
+
+/// What the settings say of small blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Mode {
+    /// Nothing is ever deferred.
+    Disabled = 0,
+    /// Only in a scope.
+    Scopes,
+    /// In bursts.
+    Bursts,
+    /// Every free is deferred.
+    Always,
+}
+
+/// What to do with a freed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnFree {
+    FreeNow,
+    /// A burst may begin: `judge` when there is something to write to.
+    Begin,
+    /// Write it down.
+    Write,
+}
+
+/// What to do before an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnAlloc {
+    Nothing,
+    /// The settings are to be looked at.
+    Unknown,
+    /// Free all that waits in the log.
+    TakeBack,
+    /// The burst is over and was worth it, or not.
+    Over {
+        worth_it: bool,
+    },
+}
+
+impl Local {
+    #[cfg_attr(not(deferfree_std_tls), allow(dead_code, reason = "zeros from the linker"))]
+    const fn new() -> Local {
+        Local {
+            short_below: Cell::new(NONE),
+            fresh: Cell::new(false),
+            state: Cell::new(State::New),
+            forced: Cell::new(false),
+            ended: Cell::new(false),
+            cursor: Cell::new(Cursor::NOWHERE),
+            log: Cell::new(None),
+            n: Cell::new(0),
+            n_allocs: Cell::new(0),
+            before: Cell::new(0),
+            record: Record::new(),
+            n_scopes: Cell::new(0),
+            mode: Cell::new(Mode::Disabled),
+            far: Cell::new(0),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// In a burst: writes a block down, where that takes no more than to write it.
+    #[inline(always)]
+    pub(crate) fn writes(&self, block: *mut u8, size: usize) -> bool {
+        let cursor = self.cursor.get();
+        if cursor.is_at_end() {
+            return false;
+        }
+        // SAFETY: a slot in the tail of the thread's log.
+        let Some(cursor) = (unsafe { cursor.write(block, size) }) else {
+            return false;
+        };
+        self.cursor.set(cursor);
+        true
+    }
+
+    pub(super) fn cursor(&self) -> Cursor {
+        self.cursor.get()
+    }
+
+    pub(super) fn set_cursor(&self, cursor: Cursor) {
+        self.cursor.set(cursor);
+    }
+
+    pub(super) fn log(&self) -> Option<&'static Log> {
+        self.log.get()
+    }
+
+    pub(super) fn set_log(&self, log: &'static Log) {
+        self.log.set(Some(log));
+        self.cursor.set(Cursor::NOWHERE);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    fn go(&self, state: State, short_below: u32) {
+        let was_long = self.state.replace(state) != State::New && self.short_below.get() == NONE;
+        self.short_below.set(short_below);
+        place::note_change(was_long, short_below == NONE);
+        self.n.set(0);
+        self.fresh.set(false);
+    }
+
+    /// => PLAIN, at an allocation.
+    pub(crate) fn plain(&self) {
+        let looks = self.mode.get() == Mode::Bursts && !self.ended.get();
+        self.go(State::Plain, if looks { all_but_one_in(LOOK_EVERY) } else { ALL });
+        self.fresh.set(true);
+        self.far.set(0);
+    }
+
+    /// => BLIND until an allocation.
+    pub(crate) fn blind(&self) {
+        self.go(State::Blind, ALL);
+    }
+
+    pub(crate) fn blind_unless_forced(&self) {
+        if !self.forced.get() {
+            self.blind();
+        }
+    }
+
+    /// => BLIND, but a longer burst is looked at again.
+    pub(crate) fn blind_for_now(&self) {
+        let every = if self.far.get() == 0 { FAR_LOOK } else { FARTHEST_LOOK };
+        self.far.set(every);
+        self.go(State::Blind, all_but_one_in(every));
+    }
+
+    /// => JUDGING.
+    pub(crate) fn judge(&self) {
+        self.go(State::Judging, NONE);
+    }
+
+    /// => BURST.
+    pub(crate) fn burst(&self) {
+        self.go(State::Burst, NONE);
+        self.n_allocs.set(0);
+        self.before.set(0);
+    }
+
+    /// NEW => PLAIN, or BURST where every free is deferred: the settings are known now.
+    pub(crate) fn set_up(&self, mode: Mode) {
+        self.mode.set(mode);
+        self.plain();
+        self.update_forced();
+    }
+
+    fn update_forced(&self) {
+        let forced = match self.mode.get() {
+            Mode::Disabled => false,
+            Mode::Scopes | Mode::Bursts => self.n_scopes.get() > 0,
+            Mode::Always => true,
+        };
+        self.forced.set(forced && !self.ended.get());
+        if self.forced.get() && self.state.get() != State::New {
+            self.burst();
+        }
+    }
+
+    pub(crate) fn enter_scope(&self) {
+        self.n_scopes.set(self.n_scopes.get().saturating_add(1));
+        self.update_forced();
+    }
+
+    pub(crate) fn leave_scope(&self) {
+        self.n_scopes.set(self.n_scopes.get().saturating_sub(1));
+        self.update_forced();
+        if self.state.get() == State::Burst && !self.forced.get() {
+            self.owe();
+        }
+    }
+
+    /// BURST => OWING.
+    fn owe(&self) {
+        self.go(State::Owing, all_but_one_in(LOOK_EVERY));
+        self.before.set(0);
+    }
+
+    /// A free that goes the long way, on a thread that has been set up. `looks`: how many without an allocation
+    /// between them begin a burst.
+    pub(crate) fn on_free(&self, looks: u32) -> OnFree {
+        match self.state.get() {
+            State::New => OnFree::FreeNow,
+            State::Plain => {
+                if self.fresh.replace(false) {
+                    self.n.set(0);
+                    return OnFree::FreeNow;
+                }
+                self.n.set(self.n.get() + 1);
+                if self.n.get() < looks { OnFree::FreeNow } else { OnFree::Begin }
+            }
+            State::Blind => OnFree::Begin,
+            State::Owing => {
+                // Two looks without an allocation: the drop goes on.
+                let n_allocs = u64::from(self.n_allocs.get());
+                if self.before.replace(n_allocs) == n_allocs {
+                    self.go(State::Burst, NONE);
+                    return OnFree::Write;
+                }
+                OnFree::FreeNow
+            }
+            State::Judging | State::Burst => OnFree::Write,
+        }
+    }
+
+    /// BLIND: frees between two looks.
+    pub(crate) fn far(&self) -> u32 {
+        self.far.get()
+    }
+
+    /// JUDGING: one more address has been written; true if they are enough, which must be in one chunk.
+    pub(crate) fn has_judged(&self, in_new_chunk: bool) -> bool {
+        self.n.set(if in_new_chunk { 1 } else { self.n.get() + 1 });
+        self.n.get() as usize >= JUDGED
+    }
+
+    /// An allocation that goes the long way.
+    pub(crate) fn on_alloc(&self) -> OnAlloc {
+        match self.state.get() {
+            State::New => OnAlloc::Unknown,
+            State::Plain => {
+                self.n.set(0);
+                self.fresh.set(true);
+                OnAlloc::Nothing
+            }
+            State::Blind => {
+                self.record.note_rest(sys::monotonic_ns);
+                self.plain();
+                OnAlloc::Nothing
+            }
+            State::Judging => OnAlloc::TakeBack,
+            State::Burst | State::Owing if self.forced.get() => OnAlloc::Nothing,
+            State::Burst | State::Owing => self.on_alloc_in_burst(),
+        }
+    }
+
+    fn on_alloc_in_burst(&self) -> OnAlloc {
+        let Some(log) = self.log.get() else {
+            self.plain();
+            return OnAlloc::Nothing;
+        };
+        log.note_alloc();
+        let n_allocs = self.n_allocs.get().saturating_add(1);
+        self.n_allocs.set(n_allocs);
+        let in_earnest = |n_blocks: u64| {
+            n_allocs >= FEW_ALLOCS && u64::from(n_allocs) * BLOCKS_PER_ALLOC >= n_blocks
+        };
+        let n_waiting = log.n_waiting(self.cursor.get());
+        if n_waiting > 0 {
+            if in_earnest(n_waiting) {
+                return OnAlloc::TakeBack;
+            }
+        } else {
+            let in_hand = log.in_hand() as u64;
+            if in_hand == 0 || in_earnest(in_hand) {
+                return OnAlloc::Over { worth_it: in_hand == 0 };
+            }
+        }
+        if self.state.get() == State::Burst {
+            let n_frees = n_waiting.wrapping_sub(self.before.replace(n_waiting));
+            self.n.set(if n_frees < SPARSE_FREES { self.n.get() + 1 } else { 0 });
+            if self.n.get() >= DENSE_ALLOCS {
+                self.owe();
+            }
+        }
+        OnAlloc::Nothing
+    }
+
+    /// The thread ends: what it frees from now on is freed at once.
+    pub(super) fn end(&self) -> Option<&'static Log> {
+        self.ended.set(true);
+        self.forced.set(false);
+        self.plain();
+        self.cursor.set(Cursor::NOWHERE);
+        self.log.take()
+    }
+
+    /// In a forked child, on its only thread: the log is not its own any more.
+    pub(crate) fn forked_child(&self) {
+        self.log.set(None);
+        self.cursor.set(Cursor::NOWHERE);
+        if self.state.get() != State::New {
+            self.plain();
+            self.update_forced();
+        }
+    }
+}
+
+/// Looks that a burst begins after, where about `n_frees` frees in a row are to.
+pub(crate) fn looks_of(n_frees: u32) -> u32 {
+    (n_frees / LOOK_EVERY).max(1)
+}
+
+/// Frees in a row that begin a burst by default, by and large.
+pub(crate) const DEFAULT_BURST: u32 = DEFAULT_LOOKS * LOOK_EVERY;

@@ -1,0 +1,428 @@
+//! A thread's log: the addresses of blocks that it has freed in bursts, in the order in which it did.
+//!
+//! ```text
+//!          head                                            tail
+//!           │ head_slot                                     │
+//!           ▼                                               ▼
+//!      ┌───────────┐ next ┌───────────┐ next       next ┌───────────┐
+//!      │ ··xxxxxxx ├─────▶│ xxxxxxxxx ├─────▶ ... ─────▶│ xxxx00000 │
+//!      └───────────┘      └───────────┘                 └───────────┘
+//!          emptied up to here          x written            ▲ the thread's cursor
+//! ```
+//!
+//! The thread writes behind the last address, and nobody else writes. Whoever holds `emptying`, the drainer or the
+//! thread itself, takes addresses from the front, up to the first slot that is still zero. So nobody has to
+//! stop, or to get at, a thread that is just writing: what it has published is all that counts.
+//!
+//! # Orderings
+//!
+//! - A slot is stored with Release and read with Acquire. Who finds one written finds the base of its chunk, and
+//!   what the program did to the block is done.
+//! - `next` is stored with Release when all slots of its chunk have been written, and read with Acquire: who
+//!   finds a next chunk finds this one full, and gives it back.
+//! - `head` goes from 0 to the first chunk by the thread, which writes into it afterwards; from chunk to chunk by
+//!   whoever empties; and back to 0 by whoever empties a log that no thread holds. The last two are ordered by
+//!   `emptying`, the first and the last by `held`.
+//! - `emptying` and `held` are taken with Acquire and given up with Release.
+//!
+//! # Fork
+//!
+//! Addresses count as taken (`head`, `head_slot`) before the first of them is freed. So the child finds each of
+//! them at most once: those that a thread of the parent had just taken are lost to the child.
+
+use std::ptr;
+
+use super::pool::{Chunk, Cursor, Place, Pool, SLOTS};
+use crate::stats::Tally;
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// All zero bytes are a valid value: a log that no thread holds, with nothing in it.
+// As far apart as the processor fetches at once: threads write to theirs all the time.
+#[repr(C, align(128))]
+pub(super) struct Log {
+    /// Another log, see `Logs`.
+    pub(super) next: AtomicPtr<Log>,
+    /// By a thread that writes.
+    held: AtomicBool,
+    /// By somebody who takes addresses out.
+    emptying: AtomicBool,
+    /// The chunk with the oldest addresses, as its index + 1.
+    head: AtomicU32,
+    /// The slots of that chunk which have been taken.
+    head_slot: AtomicU32,
+    /// The bytes of those.
+    head_bytes: AtomicUsize,
+    /// The chunk that is being written, as its index + 1.
+    tail: AtomicU32,
+    /// What was written into chunks that have been left behind. The writer's.
+    left: Count,
+    /// What has been taken out. Whoever empties.
+    taken: Count,
+    /// What of that the thread took itself.
+    taken_back: Count,
+    /// Blocks that the drainer has taken out and not freed yet.
+    in_hand: AtomicUsize,
+    /// Allocations of the thread while anything waits, for the drainer to see that it is at work.
+    n_allocs: AtomicU32,
+    /// What `activity` was when the drainer looked last. The drainer's.
+    seen: AtomicU64,
+}
+
+/// Blocks and bytes, counted by one thread at a time.
+struct Count {
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Count {
+    fn add(&self, blocks: usize, bytes: usize) {
+        for (count, n) in [(&self.blocks, blocks), (&self.bytes, bytes)] {
+            count.store(count.load(Ordering::Relaxed).wrapping_add(n as u64), Ordering::Relaxed);
+        }
+    }
+
+    fn tally(&self) -> Tally {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Tally { blocks: load(&self.blocks), bytes: load(&self.bytes) }
+    }
+}
+
+/// Why a block could not be written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotWritten {
+    /// All chunks are in use, or there is no memory for them.
+    NoChunk,
+    /// As many bytes wait as may.
+    OverBound,
+    /// Its address is not aligned as blocks are.
+    OutOfReach,
+}
+
+/// A block has been written down.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Behind it.
+    pub(super) cursor: Cursor,
+    /// It could not be written where the cursor was: whoever empties the log may sleep.
+    pub(super) opened: bool,
+}
+
+impl Log {
+    pub(super) const fn new() -> Log {
+        const fn count() -> Count {
+            Count { blocks: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        }
+        Log {
+            next: AtomicPtr::new(ptr::null_mut()),
+            held: AtomicBool::new(false),
+            emptying: AtomicBool::new(false),
+            head: AtomicU32::new(0),
+            head_slot: AtomicU32::new(0),
+            head_bytes: AtomicUsize::new(0),
+            tail: AtomicU32::new(0),
+            left: count(),
+            taken: count(),
+            taken_back: count(),
+            in_hand: AtomicUsize::new(0),
+            n_allocs: AtomicU32::new(0),
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the calling thread the one that writes; false if it cannot be.
+    pub(super) fn try_hold(&self) -> bool {
+        // Acquire pairs with the Release in `let_go`, and through `head` with that in `Emptying::next`.
+        let free = !self.held.load(Ordering::Relaxed)
+            && self
+                .held
+                .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok();
+        if free && self.head.load(Ordering::Acquire) != 0 {
+            // What the last one left is still there.
+            self.let_go();
+            return false;
+        }
+        free
+    }
+
+    /// The thread writes no more.
+    pub(super) fn let_go(&self) {
+        self.held.store(false, Ordering::Release);
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Writes a block behind the cursor, which is where the calling thread, who holds the log, wrote last. `grant`
+    /// is asked for the bytes of each chunk that has been filled.
+    pub(super) fn write(
+        &self,
+        pool: &Pool,
+        cursor: Cursor,
+        block: *mut u8,
+        size: usize,
+        grant: impl FnOnce(usize) -> bool,
+    ) -> Result<Entry, NotWritten> {
+        if !cursor.is_at_end() {
+            // SAFETY: a slot in the tail of a log that the calling thread holds.
+            if let Some(cursor) = unsafe { cursor.write(block, size) } {
+                return Ok(Entry { cursor, opened: false });
+            }
+        }
+        let base = Place::base_near(block);
+        if Place::of(base, block).is_none() {
+            return Err(NotWritten::OutOfReach);
+        }
+        let full = self.tail.load(Ordering::Relaxed).checked_sub(1).map(|index| pool.get(index));
+        if let Some(tail) = full.filter(|tail| tail.is_closed() && !cursor.is_at_end()) {
+            tail.open();
+            // SAFETY: as above.
+            if let Some(cursor) = unsafe { cursor.write(block, size) } {
+                return Ok(Entry { cursor, opened: true });
+            }
+        }
+        if let Some(full) = full {
+            if !grant(full.bytes()) {
+                return Err(NotWritten::OverBound);
+            }
+        }
+        let Some(index) = pool.take() else {
+            return Err(NotWritten::NoChunk);
+        };
+        let cursor_in_next = pool.get(index).begin(base);
+        match full {
+            Some(full) => {
+                self.left.add(cursor.n_before(), full.bytes());
+                full.link(index);
+            }
+            None => {
+                self.head_slot.store(0, Ordering::Relaxed);
+                self.head_bytes.store(0, Ordering::Relaxed);
+                // Release pairs with the Acquire in `Emptying::next`.
+                self.head.store(index + 1, Ordering::Release);
+            }
+        }
+        self.tail.store(index + 1, Ordering::Release);
+        // SAFETY: the first slot of a chunk that nobody else writes to.
+        let written = unsafe { cursor_in_next.write(block, size) };
+        // Its place was looked at above.
+        let cursor = written.ok_or(NotWritten::OutOfReach)?;
+        Ok(Entry { cursor, opened: true })
+    }
+
+    /// The right to take addresses out, unless somebody has it.
+    pub(super) fn try_empty(&self) -> Option<Emptying<'_>> {
+        // Acquire pairs with the Release when it is given up.
+        let taken =
+            self.emptying.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok().then(|| Emptying { log: self, grant_given_up: 0 })
+    }
+
+    /// What has been written so far.
+    pub(super) fn written(&self, pool: &Pool) -> Tally {
+        let mut written = self.left.tally();
+        if let Some(index) = self.tail.load(Ordering::Acquire).checked_sub(1) {
+            let tail = pool.get(index);
+            let (blocks, bytes) = (tail.n_written(0), tail.bytes());
+            written += Tally { blocks: blocks as u64, bytes: bytes as u64 };
+        }
+        written
+    }
+
+    /// Blocks that wait, where `cursor` is that of the calling thread, who holds the log.
+    pub(super) fn n_waiting(&self, cursor: Cursor) -> u64 {
+        let written = self.left.blocks.load(Ordering::Relaxed) + cursor.n_before() as u64;
+        written.wrapping_sub(self.taken.blocks.load(Ordering::Relaxed))
+    }
+
+    /// As `n_waiting`, for others, by chunks.
+    pub(super) fn n_waiting_about(&self) -> u64 {
+        self.n_left().saturating_sub(self.taken.blocks.load(Ordering::Relaxed))
+    }
+
+    /// Blocks in all chunks that the thread has left behind so far.
+    pub(super) fn n_left(&self) -> u64 {
+        self.left.blocks.load(Ordering::Relaxed)
+    }
+
+    /// The counts begin anew, with what waits.
+    pub(super) fn reset_counts(&self) {
+        for (left, taken) in
+            [(&self.left.blocks, &self.taken.blocks), (&self.left.bytes, &self.taken.bytes)]
+        {
+            let taken = taken.swap(0, Ordering::Relaxed);
+            left.store(left.load(Ordering::Relaxed).wrapping_sub(taken), Ordering::Relaxed);
+        }
+        self.taken_back.blocks.store(0, Ordering::Relaxed);
+        self.taken_back.bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// What has been taken out by the thread itself.
+    pub(super) fn taken_back(&self) -> Tally {
+        self.taken_back.tally()
+    }
+
+    pub(super) fn note_taken_back(&self, blocks: usize, bytes: usize) {
+        self.taken_back.add(blocks, bytes);
+    }
+
+    /// Whether anything has been written and not taken. False is certain only for who empties or writes.
+    pub(super) fn is_empty(&self, pool: &Pool) -> bool {
+        let Some(index) = self.head.load(Ordering::Acquire).checked_sub(1) else {
+            return true;
+        };
+        let chunk: &Chunk = pool.get(index);
+        let from = (self.head_slot.load(Ordering::Acquire) as usize).min(SLOTS);
+        chunk.next().is_none() && chunk.n_written(from) == from
+    }
+
+    /// For whoever empties and is going to sleep: the thread's next write has to wake him. False if anything
+    /// waits, or a thread may write without that.
+    pub(super) fn close(&self, pool: &Pool) -> bool {
+        let Some(_emptying) = self.try_empty() else {
+            return false;
+        };
+        if !self.is_empty(pool) {
+            return false;
+        }
+        if let Some(index) = self.tail.load(Ordering::Acquire).checked_sub(1) {
+            pool.get(index).close();
+        }
+        true
+    }
+
+    /// Whether nothing waits and the thread's next write is going to wake whoever empties.
+    pub(super) fn is_closed(&self, pool: &Pool) -> bool {
+        let tail = self.tail.load(Ordering::Acquire).checked_sub(1);
+        self.is_empty(pool) && tail.is_none_or(|index| pool.get(index).is_closed())
+    }
+
+    pub(super) fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Acquire)
+    }
+
+    /// The drainer has taken so many, or has freed all that it had taken.
+    pub(super) fn set_in_hand(&self, n_blocks: usize) {
+        self.in_hand.store(n_blocks, Ordering::Release);
+    }
+
+    /// The thread has allocated.
+    pub(super) fn note_alloc(&self) {
+        let n = self.n_allocs.load(Ordering::Relaxed).wrapping_add(1);
+        self.n_allocs.store(n, Ordering::Relaxed);
+    }
+
+    /// For the drainer: whether the thread has neither written nor allocated since this was asked last.
+    pub(super) fn is_quiet(&self, pool: &Pool) -> bool {
+        let allocs = u64::from(self.n_allocs.load(Ordering::Relaxed)) << 40;
+        let activity = self.written(pool).blocks.wrapping_add(allocs);
+        let seen = self.seen.load(Ordering::Relaxed);
+        self.seen.store(activity, Ordering::Relaxed);
+        activity == seen
+    }
+
+    /// In a forked child, on its only thread: no thread holds it, and nobody empties it.
+    pub(super) fn forget_threads(&self) {
+        self.held.store(false, Ordering::Relaxed);
+        self.emptying.store(false, Ordering::Relaxed);
+        self.in_hand.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The right to take addresses out of a log.
+pub(super) struct Emptying<'a> {
+    log: &'a Log,
+    grant_given_up: usize,
+}
+
+/// Addresses that have been taken out, and where they are to be read before the next call.
+pub(super) struct Run<'a> {
+    pub(super) chunk: &'a Chunk,
+    /// The first slot and the one after the last.
+    pub(super) slots: (usize, usize),
+    pub(super) bytes: usize,
+}
+
+impl Run<'_> {
+    pub(super) fn n_blocks(&self) -> usize {
+        self.slots.1 - self.slots.0
+    }
+}
+
+impl Emptying<'_> {
+    /// The oldest addresses. Those that the last call returned must have been read: their chunk may be gone.
+    pub(super) fn next<'p>(&mut self, pool: &'p Pool) -> Option<Run<'p>> {
+        let log = self.log;
+        loop {
+            // Acquire pairs with the Release where the first chunk is put there.
+            let index = log.head.load(Ordering::Acquire).checked_sub(1)?;
+            // Before the slots are looked at: whoever let go wrote nothing afterwards.
+            let is_held = log.is_held();
+            let chunk = pool.get(index);
+            let from = log.head_slot.load(Ordering::Relaxed) as usize;
+            let next = chunk.next();
+            let to = chunk.n_written(from);
+            if from < to {
+                let before = log.head_bytes.load(Ordering::Relaxed);
+                let bytes = chunk.bytes();
+                log.head_bytes.store(bytes, Ordering::Relaxed);
+                log.taken.add(to - from, bytes.wrapping_sub(before));
+                // Release: a forked child that finds the addresses taken finds the rest.
+                log.head_slot.store(to as u32, Ordering::Release);
+                return Some(Run { chunk, slots: (from, to), bytes: bytes.wrapping_sub(before) });
+            }
+            if let Some(next) = next {
+                self.grant_given_up += chunk.bytes();
+                log.head_slot.store(0, Ordering::Relaxed);
+                log.head_bytes.store(0, Ordering::Relaxed);
+                log.head.store(next + 1, Ordering::Release);
+                pool.give_back(index, to);
+                continue;
+            }
+            if !is_held {
+                log.left.add(to, chunk.bytes());
+                log.tail.store(0, Ordering::Relaxed);
+                // Release pairs with the Acquire in `try_hold`.
+                log.head.store(0, Ordering::Release);
+                pool.give_back(index, to);
+            }
+            return None;
+        }
+    }
+
+    /// Shows the last `n` blocks that the calling thread, whose cursor that is, has written into its chunk, as far as
+    /// they wait.
+    pub(super) fn last_written(
+        &self,
+        pool: &Pool,
+        cursor: Cursor,
+        n: usize,
+        f: impl FnMut(*mut u8),
+    ) {
+        let tail = self.log.tail.load(Ordering::Relaxed);
+        let Some(index) = tail.checked_sub(1) else {
+            return;
+        };
+        let n_taken = match self.log.head.load(Ordering::Relaxed) == tail {
+            true => self.log.head_slot.load(Ordering::Relaxed) as usize,
+            false => 0,
+        };
+        let to = cursor.n_before();
+        let from = to.saturating_sub(n).max(n_taken);
+        let chunk = pool.get(index);
+        let base = chunk.base();
+        chunk.places((from.min(to), to)).map(|place| place.block(base)).for_each(f);
+    }
+
+    /// Bytes that had been granted for chunks that are no longer there, since this was asked last.
+    pub(super) fn give_up_grant(&mut self) -> usize {
+        std::mem::take(&mut self.grant_given_up)
+    }
+}
+
+impl Drop for Emptying<'_> {
+    fn drop(&mut self) {
+        self.log.emptying.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,500 @@
+//! Small blocks freed in bursts: their addresses are written down, and freed by the drainer.
+//!
+//! A pair of allocation and free must go straight to the allocator, or every hot block turns cold. A burst, frees
+//! in a row with no allocation between them, is a data structure that is being dropped. To free each of its blocks is to
+//! touch it, a cache miss a piece, and to write its address down is not. `local` tells when a thread is in a
+//! burst, and whether it pays; `record` what it has come to before. `log` is what a thread writes to, `pool` where
+//! the memory for that comes from, `sort` what the drainer does with it.
+//!
+//! All of this is for the whole process: a thread has one log, the pool is one. It belongs to the allocator whose
+//! drainer started first, the *owner*; others free small blocks at once.
+//!
+//! Nothing here frees a block or wakes a thread: what leaves is handed to the caller.
+
+pub(crate) mod local;
+mod log;
+mod pool;
+mod record;
+mod sort;
+#[cfg(all(test, loom))]
+mod models;
+
+use std::ops::ControlFlow;
+use std::ptr;
+
+use self::local::Local;
+use self::log::{Log, NotWritten};
+use self::pool::Pool;
+use self::sort::Sorter;
+use crate::stats::{BurstStats, Tally};
+use crate::sync::IN_MODEL;
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sys;
+
+/// Blocks from this size on do not go through a log: a few thousand of them would be half a gigabyte, and what their
+/// free costs is little beside what it cost to fill them.
+pub(crate) const SMALL_BYTES: usize = 16 << 10;
+
+/// A log with so many addresses is taken even if its thread goes on writing.
+const LONG_LOG: u64 = 2 << 20;
+
+/// Chunks that are in use when the drainer is told of a burst that it may be too fast asleep to notice.
+const CHUNKS_TO_TELL: usize = 4;
+
+/// Chunks whose memory is made ready for those who are going to take them: 2 MiB, the log of a millisecond.
+const CHUNKS_AHEAD: usize = 512;
+
+pub(crate) struct Bursts {
+    /// Address of the owner's runtime, or [`NOBODY`].
+    owner: AtomicUsize,
+    /// The process has been forked off, and the owner's drainer is not here.
+    orphaned: AtomicBool,
+    /// What threads wrote down may be freed by themselves when they end, see `settle`.
+    settles: AtomicBool,
+    pool: Pool,
+    logs: Logs,
+    sorter: Sorter,
+    /// Bytes of the blocks in chunks that are full.
+    full_bytes: AtomicUsize,
+    /// Chunks whose memory has been made ready. The drainer's.
+    n_ready: AtomicUsize,
+    /// The drainer has been told of a burst.
+    told: AtomicBool,
+    counts: Counts,
+}
+
+/// Since the owner started. What threads do to their own logs is counted there.
+struct Counts {
+    drained_blocks: AtomicU64,
+    drained_bytes: AtomicU64,
+    /// What the logs' taken blocks had come to when the owner started, by the drainer's count.
+    no_chunk: AtomicU64,
+    over_bound: AtomicU64,
+    out_of_reach: AtomicU64,
+    deferred_bursts: AtomicU64,
+    hot_bursts: AtomicU64,
+    wasted_bursts: AtomicU64,
+    skipped_bursts: AtomicU64,
+}
+
+const NOBODY: usize = 0;
+
+pub(crate) static BURSTS: Bursts = Bursts {
+    owner: AtomicUsize::new(NOBODY),
+    orphaned: AtomicBool::new(false),
+    settles: AtomicBool::new(false),
+    pool: Pool::new(),
+    logs: Logs::new(),
+    sorter: Sorter::new(),
+    full_bytes: AtomicUsize::new(0),
+    n_ready: AtomicUsize::new(0),
+    told: AtomicBool::new(false),
+    counts: Counts {
+        drained_blocks: AtomicU64::new(0),
+        drained_bytes: AtomicU64::new(0),
+        no_chunk: AtomicU64::new(0),
+        over_bound: AtomicU64::new(0),
+        out_of_reach: AtomicU64::new(0),
+        deferred_bursts: AtomicU64::new(0),
+        hot_bursts: AtomicU64::new(0),
+        wasted_bursts: AtomicU64::new(0),
+        skipped_bursts: AtomicU64::new(0),
+    },
+};
+
+/// What became of a burst, for the statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Deferred,
+    Hot,
+    Wasted,
+    Skipped,
+}
+
+/// What became of a block that was to be written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It was.
+    Yes,
+    /// It was, in a place where the drainer may not have looked: it may have to be woken.
+    Opened,
+    /// The caller has to free it.
+    No,
+}
+
+impl Bursts {
+    /// Makes `owner`, an address, the owner if there is none; or if the owner was `inherited` by it in a fork.
+    pub(crate) fn claim(&self, owner: usize, inherited: usize) -> bool {
+        let before = if self.orphaned.load(Ordering::Relaxed) { inherited } else { NOBODY };
+        // Acquire pairs with the Release in `release`: the last owner has left nothing.
+        let claimed = self
+            .owner
+            .compare_exchange(before, owner, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        if claimed {
+            self.orphaned.store(false, Ordering::Relaxed);
+            self.settles.store(false, Ordering::Relaxed);
+            self.reset_counts();
+        }
+        claimed
+    }
+
+    /// Threads may free what they wrote down when they end, with what `settle` is given.
+    pub(crate) fn allow_settling(&self) {
+        self.settles.store(true, Ordering::Relaxed);
+    }
+
+    /// The owner gives up; nobody frees through it any more and its drainer has emptied all logs.
+    pub(crate) fn release(&self, owner: usize) {
+        if self.is_owned_by(owner) {
+            self.owner.store(NOBODY, Ordering::Release);
+        }
+    }
+
+    /// Whether an allocator that inherited `inherited` in a fork, or nothing, could become the owner.
+    pub(crate) fn can_be_claimed(&self, inherited: usize) -> bool {
+        self.is_owned_by(NOBODY)
+            || self.orphaned.load(Ordering::Relaxed) && self.is_owned_by(inherited)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_owned_by(&self, owner: usize) -> bool {
+        self.owner.load(Ordering::Relaxed) == owner
+    }
+
+    /// Bytes that wait, but for those of the last thousand blocks of each thread.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.full_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Writes down a block that the calling thread frees. `grant` is asked for so many bytes from time to time.
+    pub(crate) fn write(
+        &'static self,
+        local: &Local,
+        block: *mut u8,
+        size: usize,
+        grant: impl FnOnce(usize) -> bool,
+    ) -> Written {
+        let Some(log) = local.log().or_else(|| self.hold_log(local)) else {
+            self.counts.no_chunk.fetch_add(1, Ordering::Relaxed);
+            return Written::No;
+        };
+        let cursor = local.cursor();
+        let grant = |bytes| {
+            let granted = grant(bytes);
+            if granted {
+                self.full_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            granted
+        };
+        match log.write(&self.pool, cursor, block, size, grant) {
+            Ok(entry) => {
+                local.set_cursor(entry.cursor);
+                if entry.opened { Written::Opened } else { Written::Yes }
+            }
+            Err(why) => {
+                let count = match why {
+                    NotWritten::NoChunk => &self.counts.no_chunk,
+                    NotWritten::OverBound => &self.counts.over_bound,
+                    NotWritten::OutOfReach => &self.counts.out_of_reach,
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+                Written::No
+            }
+        }
+    }
+
+    #[cold]
+    fn hold_log(&'static self, local: &Local) -> Option<&'static Log> {
+        if local.has_ended() {
+            return None;
+        }
+        let log = self.logs.hold()?;
+        // Its handler lets the log go; without it the log would be lost with the thread.
+        if !sys::at_thread_exit(thread_exits) {
+            log.let_go();
+            return None;
+        }
+        local.set_log(log);
+        Some(log)
+    }
+
+    /// Whether the drainer, which is awake, should be told at once that a burst is under way.
+    pub(crate) fn is_to_be_told(&self) -> bool {
+        self.pool.n_used() >= CHUNKS_TO_TELL && !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Frees what the calling thread has written down, oldest first, unless the drainer is at it; how many
+    /// blocks that were.
+    pub(crate) fn take_back(&self, local: &Local, mut free: impl FnMut(*mut u8)) -> usize {
+        let Some(log) = local.log() else {
+            return 0;
+        };
+        let Some(mut emptying) = log.try_empty() else {
+            return 0;
+        };
+        let mut n_blocks = 0;
+        while let Some(run) = emptying.next(&self.pool) {
+            log.note_taken_back(run.n_blocks(), run.bytes);
+            n_blocks += run.n_blocks();
+            run.chunk.each_block(run.slots, |soon| sys::prefetch(soon), &mut free);
+        }
+        self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
+        n_blocks
+    }
+
+    /// Shows the last `n` blocks that the thread has written down, as far as they are in one chunk and wait.
+    pub(crate) fn last_written(&self, local: &Local, n: usize, f: impl FnMut(*mut u8)) {
+        // Nobody frees them meanwhile.
+        if let Some(emptying) = local.log().and_then(Log::try_empty) {
+            emptying.last_written(&self.pool, local.cursor(), n, f);
+        }
+    }
+
+    pub(crate) fn note(&self, outcome: Outcome) {
+        let count = match outcome {
+            Outcome::Deferred => &self.counts.deferred_bursts,
+            Outcome::Hot => &self.counts.hot_bursts,
+            Outcome::Wasted => &self.counts.wasted_bursts,
+            Outcome::Skipped => &self.counts.skipped_bursts,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For the drainer, before it sleeps: has the next thread that writes wake it. False if anything waits.
+    pub(crate) fn close(&self) -> bool {
+        self.told.store(false, Ordering::Relaxed);
+        self.logs.iter().all(|log| log.close(&self.pool))
+    }
+
+    /// Whether that still holds. Pairs with the fence in `fence_before_wake`.
+    pub(crate) fn is_closed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.logs.iter().all(|log| log.is_closed(&self.pool))
+    }
+
+    /// To be called between a write that `opened` and the look whether the drainer sleeps.
+    pub(crate) fn fence_before_wake(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    /// For the drainer: makes memory ready for what threads are writing.
+    pub(crate) fn make_ready(&self) {
+        let wanted = self.pool.n_used() + CHUNKS_AHEAD;
+        let n_ready = self.n_ready.load(Ordering::Relaxed);
+        if wanted > n_ready {
+            self.n_ready.store(wanted, Ordering::Relaxed);
+            self.pool.make_ready(n_ready, wanted);
+        }
+    }
+
+    /// For the drainer, once a round: frees what threads wrote down that have gone quiet since the last round, or wrote
+    /// very much; with `everything` that of all. Says whether anything was freed, and whether anything is left.
+    ///
+    /// It asks whether to `go_on` where a fork may come; `Break` comes from there.
+    pub(crate) fn drain(
+        &self,
+        everything: bool,
+        free: &mut dyn FnMut(*mut u8),
+        go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> ControlFlow<(), Drained> {
+        let mut n_freed = 0u64;
+        let mut is_left = false;
+        let mut free = |block: *mut u8| {
+            n_freed += 1;
+            free(block);
+        };
+        self.sorter.free_all(&self.pool, &mut free, go_on)?;
+        for log in self.logs.iter() {
+            if log.is_empty(&self.pool) {
+                continue;
+            }
+            let is_quiet = log.is_quiet(&self.pool);
+            if !everything && !is_quiet && log.is_held() && log.n_waiting_about() < LONG_LOG {
+                is_left = true;
+                continue;
+            }
+            let Some(mut emptying) = log.try_empty() else {
+                is_left = true;
+                continue;
+            };
+            log.set_in_hand(log.n_waiting_about().max(1) as usize);
+            let mut taken = Tally::default();
+            let runs = || {
+                let run = emptying.next(&self.pool)?;
+                taken += Tally { blocks: run.n_blocks() as u64, bytes: run.bytes as u64 };
+                Some(run)
+            };
+            let drained = self.sorter.drain(&self.pool, runs, &mut free, go_on);
+            self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
+            drop(emptying);
+            self.counts.drained_blocks.fetch_add(taken.blocks, Ordering::Relaxed);
+            self.counts.drained_bytes.fetch_add(taken.bytes, Ordering::Relaxed);
+            drained?;
+            log.set_in_hand(0);
+        }
+        if !is_left {
+            self.told.store(false, Ordering::Relaxed);
+        }
+        ControlFlow::Continue(Drained { any: n_freed > 0, is_left })
+    }
+
+    /// A number that changes when a thread goes on in a burst.
+    pub(crate) fn activity(&self) -> u64 {
+        self.logs.iter().map(Log::n_left).fold(0, u64::wrapping_add)
+    }
+
+    /// Returns unused memory of its own to the system.
+    pub(crate) fn purge(&self) {
+        self.pool.purge();
+        self.n_ready.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> BurstStats {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        let mut deferred = Tally::default();
+        let mut paid_back = Tally::default();
+        for log in self.logs.iter() {
+            deferred += log.written(&self.pool);
+            paid_back += log.taken_back();
+        }
+        let drained =
+            Tally { blocks: load(&counts.drained_blocks), bytes: load(&counts.drained_bytes) };
+        let left = |all: u64, a: u64, b: u64| all.saturating_sub(a).saturating_sub(b);
+        BurstStats {
+            deferred,
+            drained,
+            paid_back,
+            pending: Tally {
+                blocks: left(deferred.blocks, drained.blocks, paid_back.blocks),
+                bytes: left(deferred.bytes, drained.bytes, paid_back.bytes),
+            },
+            no_chunk_blocks: load(&counts.no_chunk),
+            over_bound_blocks: load(&counts.over_bound),
+            out_of_reach_blocks: load(&counts.out_of_reach),
+            deferred_bursts: load(&counts.deferred_bursts),
+            hot_bursts: load(&counts.hot_bursts),
+            wasted_bursts: load(&counts.wasted_bursts),
+            skipped_bursts: load(&counts.skipped_bursts),
+        }
+    }
+
+    fn reset_counts(&self) {
+        self.logs.iter().for_each(Log::reset_counts);
+        let counts = &self.counts;
+        for count in [
+            &counts.drained_blocks,
+            &counts.drained_bytes,
+            &counts.no_chunk,
+            &counts.over_bound,
+            &counts.out_of_reach,
+            &counts.deferred_bursts,
+            &counts.hot_bursts,
+            &counts.wasted_bursts,
+            &counts.skipped_bursts,
+        ] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// In a forked child, on its only thread. What threads had written down stays, for the next drainer of the same
+    /// allocator.
+    pub(crate) fn forked_child(&self) {
+        if self.is_owned_by(NOBODY) {
+            return;
+        }
+        self.orphaned.store(true, Ordering::Relaxed);
+        self.settles.store(false, Ordering::Relaxed);
+        self.told.store(false, Ordering::Relaxed);
+        self.logs.iter().for_each(Log::forget_threads);
+        local::here().forked_child();
+    }
+}
+
+/// What a round of the drainer came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drained {
+    pub(crate) any: bool,
+    /// Something waits still.
+    pub(crate) is_left: bool,
+}
+
+/// Frees what the calling thread has written down, as it ends, if the owner has said that `free` frees its blocks.
+pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
+    let local = local::here();
+    // A block in the log keeps its owner, whose word that is.
+    if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
+        BURSTS.take_back(local, free);
+    }
+}
+
+/// Runs as the last thing on a thread that has held a log, after its thread-local destructors.
+unsafe extern "C" fn thread_exits(_: *mut std::ffi::c_void) {
+    if let Some(log) = local::here().end() {
+        log.let_go();
+    }
+}
+
+/// All logs there are: a list that only grows.
+struct Logs {
+    first: AtomicPtr<Log>,
+    /// So that few threads need no memory for theirs.
+    own: [Log; OWN_LOGS],
+}
+
+const OWN_LOGS: usize = if IN_MODEL { 2 } else { 8 };
+/// Logs are made in such pieces.
+const SLAB_BYTES: usize = 16 << 10;
+
+impl Logs {
+    const fn new() -> Logs {
+        Logs { first: AtomicPtr::new(ptr::null_mut()), own: [const { Log::new() }; OWN_LOGS] }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Log> {
+        // Acquire pairs with the Release in `grow`.
+        let mut next = self.first.load(Ordering::Acquire);
+        let more = std::iter::from_fn(move || {
+            // SAFETY: null, or a log that stays for ever.
+            let log = unsafe { next.as_ref() }?;
+            next = log.next.load(Ordering::Relaxed);
+            Some(log)
+        });
+        self.own.iter().chain(more)
+    }
+
+    fn hold(&self) -> Option<&Log> {
+        self.iter().find(|log| log.try_hold()).or_else(|| self.grow())
+    }
+
+    /// More logs, one of which is held.
+    fn grow(&self) -> Option<&Log> {
+        let slab = sys::map_zeroed(SLAB_BYTES).cast::<Log>();
+        if slab.is_null() {
+            return None;
+        }
+        let n_logs = SLAB_BYTES / size_of::<Log>();
+        // SAFETY: a mapping of that size, which stays; all zeros are valid logs.
+        let logs = unsafe { std::slice::from_raw_parts(slab, n_logs) };
+        let held = logs.first().filter(|log| log.try_hold())?;
+        for (log, next) in logs.iter().zip(&logs[1..]) {
+            log.next.store(ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
+        }
+        let last = logs.last()?;
+        let mut first = self.first.load(Ordering::Relaxed);
+        loop {
+            last.next.store(first, Ordering::Relaxed);
+            match self.first.compare_exchange_weak(
+                first,
+                slab,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(held),
+                Err(now) => first = now,
+            }
+        }
+    }
+}
