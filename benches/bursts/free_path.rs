@@ -59,7 +59,7 @@ fn cases(scale: Scale) -> Vec<Case> {
         })
     };
     let mut cases: Vec<Case> = all().map(shape).collect();
-    cases.push(Case::new(TEXT, 400 * MIB / scale.pick(1, 1, 20), move |report| {
+    cases.push(Case::new(TEXT, 450 * MIB / scale.pick(1, 1, 20), move |report| {
         parse(TEXT_BYTES / scale.pick(1, 1, 100), scale.pick(ROUNDS, 3, 2), report);
     }));
     cases
