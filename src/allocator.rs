@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use self::small::is_surely_small;
 use crate::backing::{Backing, Mimalloc};
-use crate::burst::local;
+use crate::burst::{BURSTS, NO_OWNER, SMALL_BYTES, local};
 use crate::config::{Burst, Config, ReportTo, Settings, say};
 use crate::latency::FREES;
 use crate::lifecycle::{self, Inside, Phase, PhaseCell};
@@ -74,6 +74,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     delay_ms: AtomicU64,
     /// [`BY_MEMORY_LIMIT`] for the default.
     max_pending_bytes: AtomicUsize,
+    /// Its number as the owner of the bursts, or [`NO_OWNER`].
+    owner: AtomicU32,
     /// Large frees are timed.
     is_timed: AtomicBool,
     /// Whether this is the allocator that the report at exit is about.
@@ -120,6 +122,7 @@ impl<B: Backing> DeferFree<B> {
             burst: AtomicU32::new(small::BY_CPUS),
             delay_ms: AtomicU64::new(0),
             max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
+            owner: AtomicU32::new(NO_OWNER),
             is_timed: AtomicBool::new(false),
             reports: AtomicBool::new(false),
             not_running: NotRunning::new(),
@@ -134,10 +137,10 @@ impl<B: Backing> DeferFree<B> {
         self
     }
 
-    /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees `n_frees` blocks in a row,
-    /// with no allocation between them, has the next ones freed by the drainer until it allocates
-    /// again. Fewer than 32 count as 32, but 0 defers every free; `None` none. If it is not set at all, a
-    /// thread begins with 256 and learns, from bursts that end early, to wait for up to 4096.
+    /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees about `n_frees` blocks in a row, with
+    /// no allocation between them, is dropping a data structure. If its blocks are not in the processor's cache, the
+    /// next ones are freed by the drainer until the thread allocates again. Told in steps of 64; 0 defers every
+    /// free, `None` none.
     #[must_use]
     pub const fn burst(mut self, n_frees: Option<u32>) -> Self {
         self.defaults.burst = match n_frees {
@@ -315,7 +318,11 @@ impl<B: Backing> DeferFree<B> {
         if let Err(error) = &started {
             say(format_args!("{error}; large blocks are freed at once"));
         }
-        start.finish(started.ok());
+        let runtime = started.ok();
+        let is_owner = runtime.is_some_and(|runtime| BURSTS.is_owned_by(runtime.addr().get()));
+        let owner = if is_owner { BURSTS.owner_number() } else { NO_OWNER };
+        self.owner.store(owner, Ordering::Relaxed);
+        start.finish(runtime);
         self.tell_report();
     }
 
@@ -380,7 +387,7 @@ impl<B: Backing> DeferFree<B> {
                 // SAFETY: the caller's block.
                 unsafe { this.dealloc_large(ptr, layout) };
             }
-        } else if local::hash(ptr) >= local::short_below() {
+        } else if size < SMALL_BYTES && local::hash(ptr) >= local::short_below() {
             // SAFETY: the caller's block.
             unsafe { Self::write_down(ptr, size, this) };
         } else {

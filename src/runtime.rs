@@ -90,6 +90,7 @@ impl<B: Backing> Runtime<B> {
         drop(signals);
         match started {
             Ok(()) => {
+                BURSTS.note_started(runtime.addr().get());
                 if is_owner && backing.at_thread_end(burst::settle) {
                     BURSTS.allow_settling();
                 }
@@ -97,7 +98,7 @@ impl<B: Backing> Runtime<B> {
             }
             Err(error) => {
                 backing.drainer_awake(false);
-                BURSTS.release(runtime.addr().get());
+                BURSTS.unclaim(runtime.addr().get(), inherited);
                 // SAFETY: there is no drainer, and nobody else knows of it.
                 unsafe { Self::destroy(runtime) };
                 Err(StartError::Thread(error))

@@ -121,8 +121,7 @@ pub struct BurstStats {
     pub deferred: Tally,
     /// Freed by the drainer.
     pub drained: Tally,
-    /// Freed by the thread that deferred them, when it allocated again or ended. Bytes are those of the mean
-    /// block that the thread had deferred at that time.
+    /// Freed by the thread that deferred them, when it allocated again or ended.
     pub paid_back: Tally,
     /// Waiting now.
     pub pending: Tally,

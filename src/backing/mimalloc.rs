@@ -3,8 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long, c_ulonglong, c_void};
-use std::hint::black_box;
-use std::mem::{self, MaybeUninit};
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
@@ -156,15 +155,6 @@ unsafe impl Backing for Mimalloc {
         // SAFETY: a function that stays, as a library with a drainer does, and may free blocks where it is called.
         unsafe { ffi::mi_register_deferred_free(Some(deferred_free), settle as *mut c_void) };
         true
-    }
-
-    unsafe fn touch(&self, ptr: *mut u8) {
-        // Its page, which costs as much where blocks lie here and there, and the block.
-        // SAFETY: the caller gives a live block, which has a byte. What is in it does not matter.
-        unsafe {
-            black_box(ffi::mi_usable_size(ptr.cast()));
-            ptr.cast::<MaybeUninit<u8>>().read_volatile();
-        }
     }
 
     fn purge(&self) {

@@ -34,7 +34,15 @@ use std::ptr;
 
 use super::pool::{Chunk, Cursor, Place, Pool, SLOTS};
 use crate::stats::Tally;
+use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// A thread that builds something allocates a hundred times as often between two looks of the drainer, a millisecond.
+const FEW_ALLOCS: u32 = 128;
+/// A page fault may take one of them.
+const QUIET_ROUNDS: u32 = 2;
+/// Blocks for which no other chunk is begun before this one is full.
+const FEW_SLOTS: usize = if IN_MODEL { 1 } else { 64 };
 
 /// All zero bytes are a valid value: a log that no thread holds, with nothing in it.
 // As far apart as the processor fetches at once: threads write to theirs all the time.
@@ -60,28 +68,40 @@ pub(super) struct Log {
     taken: Count,
     /// What of that the thread took itself.
     taken_back: Count,
-    /// Blocks that the drainer has taken out and not freed yet.
-    in_hand: AtomicUsize,
+    /// Blocks that the drainer has taken out together, and how many of them it has not freed yet.
+    drained: AtomicU64,
+    in_hand: AtomicU64,
     /// Allocations of the thread while anything waits, for the drainer to see that it is at work.
     n_allocs: AtomicU32,
-    /// What `activity` was when the drainer looked last. The drainer's.
-    seen: AtomicU64,
+    /// What had been written, and allocated, when the drainer looked last. The drainer's.
+    seen_written: AtomicU64,
+    seen_allocs: AtomicU32,
+    quiet_rounds: AtomicU32,
 }
 
 /// Blocks and bytes, counted by one thread at a time.
-struct Count {
+pub(super) struct Count {
     blocks: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl Count {
+    pub(super) const fn new() -> Count {
+        Count { blocks: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    pub(super) fn set(&self, tally: Tally) {
+        self.blocks.store(tally.blocks, Ordering::Relaxed);
+        self.bytes.store(tally.bytes, Ordering::Relaxed);
+    }
+
     fn add(&self, blocks: usize, bytes: usize) {
         for (count, n) in [(&self.blocks, blocks), (&self.bytes, bytes)] {
             count.store(count.load(Ordering::Relaxed).wrapping_add(n as u64), Ordering::Relaxed);
         }
     }
 
-    fn tally(&self) -> Tally {
+    pub(super) fn tally(&self) -> Tally {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Tally { blocks: load(&self.blocks), bytes: load(&self.bytes) }
     }
@@ -109,9 +129,6 @@ pub(super) struct Entry {
 
 impl Log {
     pub(super) const fn new() -> Log {
-        const fn count() -> Count {
-            Count { blocks: AtomicU64::new(0), bytes: AtomicU64::new(0) }
-        }
         Log {
             next: AtomicPtr::new(ptr::null_mut()),
             held: AtomicBool::new(false),
@@ -120,12 +137,15 @@ impl Log {
             head_slot: AtomicU32::new(0),
             head_bytes: AtomicUsize::new(0),
             tail: AtomicU32::new(0),
-            left: count(),
-            taken: count(),
-            taken_back: count(),
-            in_hand: AtomicUsize::new(0),
+            left: Count::new(),
+            taken: Count::new(),
+            taken_back: Count::new(),
+            drained: AtomicU64::new(0),
+            in_hand: AtomicU64::new(0),
             n_allocs: AtomicU32::new(0),
-            seen: AtomicU64::new(0),
+            seen_written: AtomicU64::new(0),
+            seen_allocs: AtomicU32::new(0),
+            quiet_rounds: AtomicU32::new(0),
         }
     }
 
@@ -182,14 +202,18 @@ impl Log {
                 return Ok(Entry { cursor, opened: true });
             }
         }
-        if let Some(full) = full {
-            if !grant(full.bytes()) {
-                return Err(NotWritten::OverBound);
-            }
+        // A chunk is too much for the few blocks of one place in memory that come between those of another.
+        let is_waste = full.is_some() && (1..FEW_SLOTS).contains(&cursor.n_before());
+        if is_waste && !self.is_empty(pool) {
+            return Err(NotWritten::OutOfReach);
         }
         let Some(index) = pool.take() else {
             return Err(NotWritten::NoChunk);
         };
+        if !grant(full.map_or(0, Chunk::bytes)) {
+            pool.give_back(index, 0);
+            return Err(NotWritten::OverBound);
+        }
         let cursor_in_next = pool.get(index).begin(base);
         match full {
             Some(full) => {
@@ -232,7 +256,7 @@ impl Log {
 
     /// Blocks that wait, where `cursor` is that of the calling thread, who holds the log.
     pub(super) fn n_waiting(&self, cursor: Cursor) -> u64 {
-        let written = self.left.blocks.load(Ordering::Relaxed) + cursor.n_before() as u64;
+        let written = self.n_left() + cursor.n_before() as u64;
         written.wrapping_sub(self.taken.blocks.load(Ordering::Relaxed))
     }
 
@@ -246,16 +270,9 @@ impl Log {
         self.left.blocks.load(Ordering::Relaxed)
     }
 
-    /// The counts begin anew, with what waits.
-    pub(super) fn reset_counts(&self) {
-        for (left, taken) in
-            [(&self.left.blocks, &self.taken.blocks), (&self.left.bytes, &self.taken.bytes)]
-        {
-            let taken = taken.swap(0, Ordering::Relaxed);
-            left.store(left.load(Ordering::Relaxed).wrapping_sub(taken), Ordering::Relaxed);
-        }
-        self.taken_back.blocks.store(0, Ordering::Relaxed);
-        self.taken_back.bytes.store(0, Ordering::Relaxed);
+    /// What has been taken out so far.
+    pub(super) fn taken(&self) -> Tally {
+        self.taken.tally()
     }
 
     /// What has been taken out by the thread itself.
@@ -265,6 +282,11 @@ impl Log {
 
     pub(super) fn note_taken_back(&self, blocks: usize, bytes: usize) {
         self.taken_back.add(blocks, bytes);
+    }
+
+    /// Whether it is of no more use: a thread that has ended left it.
+    pub(super) fn is_to_be_given_up(&self) -> bool {
+        !self.is_held() && self.head.load(Ordering::Relaxed) != 0
     }
 
     /// Whether anything has been written and not taken. False is certain only for who empties or writes.
@@ -298,12 +320,19 @@ impl Log {
         self.is_empty(pool) && tail.is_none_or(|index| pool.get(index).is_closed())
     }
 
-    pub(super) fn in_hand(&self) -> usize {
-        self.in_hand.load(Ordering::Acquire)
+    /// Blocks that the drainer has taken out together, and how many of them it has not freed yet.
+    pub(super) fn in_hand(&self) -> (u64, u64) {
+        (self.drained.load(Ordering::Relaxed), self.in_hand.load(Ordering::Acquire))
     }
 
-    /// The drainer has taken so many, or has freed all that it had taken.
-    pub(super) fn set_in_hand(&self, n_blocks: usize) {
+    /// The drainer is about to take so many.
+    pub(super) fn begin_drain(&self, n_blocks: u64) {
+        self.drained.store(n_blocks, Ordering::Relaxed);
+        self.in_hand.store(n_blocks, Ordering::Release);
+    }
+
+    /// It has not freed so many of them yet.
+    pub(super) fn set_in_hand(&self, n_blocks: u64) {
         self.in_hand.store(n_blocks, Ordering::Release);
     }
 
@@ -313,13 +342,16 @@ impl Log {
         self.n_allocs.store(n, Ordering::Relaxed);
     }
 
-    /// For the drainer: whether the thread has neither written nor allocated since this was asked last.
+    /// For the drainer, once a round: whether the thread has written nothing in the last rounds, and allocated little.
     pub(super) fn is_quiet(&self, pool: &Pool) -> bool {
-        let allocs = u64::from(self.n_allocs.load(Ordering::Relaxed)) << 40;
-        let activity = self.written(pool).blocks.wrapping_add(allocs);
-        let seen = self.seen.load(Ordering::Relaxed);
-        self.seen.store(activity, Ordering::Relaxed);
-        activity == seen
+        let (written, n_allocs) =
+            (self.written(pool).blocks, self.n_allocs.load(Ordering::Relaxed));
+        let before = self.seen_written.swap(written, Ordering::Relaxed);
+        let n_since = n_allocs.wrapping_sub(self.seen_allocs.swap(n_allocs, Ordering::Relaxed));
+        let is_quiet = written == before && n_since < FEW_ALLOCS;
+        let n_rounds = if is_quiet { self.quiet_rounds.load(Ordering::Relaxed) + 1 } else { 0 };
+        self.quiet_rounds.store(n_rounds, Ordering::Relaxed);
+        n_rounds >= QUIET_ROUNDS
     }
 
     /// In a forked child, on its only thread: no thread holds it, and nobody empties it.

@@ -19,16 +19,19 @@ mod sort;
 #[cfg(all(test, loom))]
 mod models;
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::ptr;
 
 use self::local::Local;
-use self::log::{Log, NotWritten};
+use self::log::{Count, Log, NotWritten};
 use self::pool::Pool;
 use self::sort::Sorter;
 use crate::stats::{BurstStats, Tally};
 use crate::sync::IN_MODEL;
-use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+use crate::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 use crate::sys;
 
 /// Blocks from this size on do not go through a log: a few thousand of them would be half a gigabyte, and what their
@@ -47,6 +50,8 @@ const CHUNKS_AHEAD: usize = 512;
 pub(crate) struct Bursts {
     /// Address of the owner's runtime, or [`NOBODY`].
     owner: AtomicUsize,
+    /// How many owners there have been: the number of the present one. Not used twice, as an address may be.
+    n_owners: AtomicU32,
     /// The process has been forked off, and the owner's drainer is not here.
     orphaned: AtomicBool,
     /// What threads wrote down may be freed by themselves when they end, see `settle`.
@@ -67,7 +72,9 @@ pub(crate) struct Bursts {
 struct Counts {
     drained_blocks: AtomicU64,
     drained_bytes: AtomicU64,
-    /// What the logs' taken blocks had come to when the owner started, by the drainer's count.
+    /// What had been taken out of the logs, and by their own threads, before the owner started.
+    taken_before: Count,
+    taken_back_before: Count,
     no_chunk: AtomicU64,
     over_bound: AtomicU64,
     out_of_reach: AtomicU64,
@@ -78,9 +85,12 @@ struct Counts {
 }
 
 const NOBODY: usize = 0;
+/// No owner has this number.
+pub(crate) const NO_OWNER: u32 = u32::MAX;
 
 pub(crate) static BURSTS: Bursts = Bursts {
     owner: AtomicUsize::new(NOBODY),
+    n_owners: AtomicU32::new(0),
     orphaned: AtomicBool::new(false),
     settles: AtomicBool::new(false),
     pool: Pool::new(),
@@ -92,6 +102,8 @@ pub(crate) static BURSTS: Bursts = Bursts {
     counts: Counts {
         drained_blocks: AtomicU64::new(0),
         drained_bytes: AtomicU64::new(0),
+        taken_before: Count::new(),
+        taken_back_before: Count::new(),
         no_chunk: AtomicU64::new(0),
         over_bound: AtomicU64::new(0),
         out_of_reach: AtomicU64::new(0),
@@ -132,11 +144,26 @@ impl Bursts {
             .compare_exchange(before, owner, Ordering::Acquire, Ordering::Relaxed)
             .is_ok();
         if claimed {
-            self.orphaned.store(false, Ordering::Relaxed);
+            self.n_owners.fetch_add(1, Ordering::Relaxed);
             self.settles.store(false, Ordering::Relaxed);
             self.reset_counts();
         }
         claimed
+    }
+
+    /// Takes a `claim` back: the owner could not start.
+    pub(crate) fn unclaim(&self, owner: usize, inherited: usize) {
+        if self.is_owned_by(owner) {
+            let before = if self.orphaned.load(Ordering::Relaxed) { inherited } else { NOBODY };
+            self.owner.store(before, Ordering::Release);
+        }
+    }
+
+    /// The owner's drainer runs.
+    pub(crate) fn note_started(&self, owner: usize) {
+        if self.is_owned_by(owner) {
+            self.orphaned.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Threads may free what they wrote down when they end, with what `settle` is given.
@@ -157,7 +184,11 @@ impl Bursts {
             || self.orphaned.load(Ordering::Relaxed) && self.is_owned_by(inherited)
     }
 
-    #[inline(always)]
+    /// The number of the owner; never 0 or [`NO_OWNER`].
+    pub(crate) fn owner_number(&self) -> u32 {
+        self.n_owners.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_owned_by(&self, owner: usize) -> bool {
         self.owner.load(Ordering::Relaxed) == owner
     }
@@ -190,7 +221,7 @@ impl Bursts {
         };
         match log.write(&self.pool, cursor, block, size, grant) {
             Ok(entry) => {
-                local.set_cursor(entry.cursor);
+                local.note_written(self.owner_number(), entry.cursor);
                 if entry.opened { Written::Opened } else { Written::Yes }
             }
             Err(why) => {
@@ -235,13 +266,16 @@ impl Bursts {
             return 0;
         };
         let mut n_blocks = 0;
-        while let Some(run) = emptying.next(&self.pool) {
+        loop {
+            let run = emptying.next(&self.pool);
+            self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
+            let Some(run) = run else {
+                return n_blocks;
+            };
             log.note_taken_back(run.n_blocks(), run.bytes);
             n_blocks += run.n_blocks();
             run.chunk.each_block(run.slots, |soon| sys::prefetch(soon), &mut free);
         }
-        self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
-        n_blocks
     }
 
     /// Shows the last `n` blocks that the thread has written down, as far as they are in one chunk and wait.
@@ -299,19 +333,20 @@ impl Bursts {
         free: &mut dyn FnMut(*mut u8),
         go_on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> ControlFlow<(), Drained> {
-        let mut n_freed = 0u64;
+        let n_freed = Cell::new(0u64);
         let mut is_left = false;
         let mut free = |block: *mut u8| {
-            n_freed += 1;
+            n_freed.set(n_freed.get() + 1);
             free(block);
         };
         self.sorter.free_all(&self.pool, &mut free, go_on)?;
         for log in self.logs.iter() {
-            if log.is_empty(&self.pool) {
+            if log.is_empty(&self.pool) && !log.is_to_be_given_up() {
                 continue;
             }
             let is_quiet = log.is_quiet(&self.pool);
-            if !everything && !is_quiet && log.is_held() && log.n_waiting_about() < LONG_LOG {
+            let n_waiting = log.n_waiting_about().max(1);
+            if !everything && !is_quiet && log.is_held() && n_waiting < LONG_LOG {
                 is_left = true;
                 continue;
             }
@@ -319,15 +354,22 @@ impl Bursts {
                 is_left = true;
                 continue;
             };
-            log.set_in_hand(log.n_waiting_about().max(1) as usize);
+            log.begin_drain(n_waiting);
             let mut taken = Tally::default();
             let runs = || {
-                let run = emptying.next(&self.pool)?;
+                let run = emptying.next(&self.pool);
+                // At once: a forked child finds it done.
+                self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
+                let run = run?;
                 taken += Tally { blocks: run.n_blocks() as u64, bytes: run.bytes as u64 };
                 Some(run)
             };
-            let drained = self.sorter.drain(&self.pool, runs, &mut free, go_on);
-            self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
+            let n_before = n_freed.get();
+            let mut go_on = || {
+                log.set_in_hand(n_waiting.saturating_sub(n_freed.get() - n_before).max(1));
+                go_on()
+            };
+            let drained = self.sorter.drain(&self.pool, runs, &mut free, &mut go_on);
             drop(emptying);
             self.counts.drained_blocks.fetch_add(taken.blocks, Ordering::Relaxed);
             self.counts.drained_bytes.fetch_add(taken.bytes, Ordering::Relaxed);
@@ -337,7 +379,7 @@ impl Bursts {
         if !is_left {
             self.told.store(false, Ordering::Relaxed);
         }
-        ControlFlow::Continue(Drained { any: n_freed > 0, is_left })
+        ControlFlow::Continue(Drained { any: n_freed.get() > 0, is_left })
     }
 
     /// A number that changes when a thread goes on in a burst.
@@ -354,23 +396,18 @@ impl Bursts {
     pub(crate) fn stats(&self) -> BurstStats {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let counts = &self.counts;
-        let mut deferred = Tally::default();
-        let mut paid_back = Tally::default();
-        for log in self.logs.iter() {
-            deferred += log.written(&self.pool);
-            paid_back += log.taken_back();
-        }
+        let all = |of: fn(&Log, &Pool) -> Tally| {
+            self.logs.iter().map(|log| of(log, &self.pool)).fold(Tally::default(), sum)
+        };
+        let deferred = minus(all(Log::written), counts.taken_before.tally());
+        let paid_back = minus(all(|log, _| log.taken_back()), counts.taken_back_before.tally());
         let drained =
             Tally { blocks: load(&counts.drained_blocks), bytes: load(&counts.drained_bytes) };
-        let left = |all: u64, a: u64, b: u64| all.saturating_sub(a).saturating_sub(b);
         BurstStats {
             deferred,
             drained,
             paid_back,
-            pending: Tally {
-                blocks: left(deferred.blocks, drained.blocks, paid_back.blocks),
-                bytes: left(deferred.bytes, drained.bytes, paid_back.bytes),
-            },
+            pending: minus(minus(deferred, drained), paid_back),
             no_chunk_blocks: load(&counts.no_chunk),
             over_bound_blocks: load(&counts.over_bound),
             out_of_reach_blocks: load(&counts.out_of_reach),
@@ -382,7 +419,9 @@ impl Bursts {
     }
 
     fn reset_counts(&self) {
-        self.logs.iter().for_each(Log::reset_counts);
+        let sum = |of: fn(&Log) -> Tally| self.logs.iter().map(of).fold(Tally::default(), sum);
+        self.counts.taken_before.set(sum(Log::taken));
+        self.counts.taken_back_before.set(sum(Log::taken_back));
         let counts = &self.counts;
         for count in [
             &counts.drained_blocks,
@@ -411,6 +450,15 @@ impl Bursts {
         self.logs.iter().for_each(Log::forget_threads);
         local::here().forked_child();
     }
+}
+
+fn sum(a: Tally, b: Tally) -> Tally {
+    Tally { blocks: a.blocks.wrapping_add(b.blocks), bytes: a.bytes.wrapping_add(b.bytes) }
+}
+
+/// What is left; none where operations under way have been counted on one side only.
+fn minus(a: Tally, b: Tally) -> Tally {
+    Tally { blocks: a.blocks.saturating_sub(b.blocks), bytes: a.bytes.saturating_sub(b.bytes) }
 }
 
 /// What a round of the drainer came to.

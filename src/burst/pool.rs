@@ -213,7 +213,7 @@ impl Chunk {
 }
 
 /// A block is brought into the cache so many blocks before its turn.
-const AHEAD: usize = 16;
+const AHEAD: usize = 32;
 
 /// All chunks there are.
 pub(super) struct Pool {

@@ -14,8 +14,8 @@ pub struct Config {
     pub enabled: bool,
     /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`).
     pub threshold_bytes: usize,
-    /// Below the threshold, frees are deferred after this many in a row on one thread, 0 for all of
-    /// them; `None`: never (`DEFERFREE_BURST`).
+    /// Below the threshold, frees may be deferred after about this many in a row on one thread, 0: all of them are;
+    /// `None`: none is (`DEFERFREE_BURST`).
     pub burst: Option<u32>,
     /// How long a block waits for reuse before it goes back, in milliseconds (`DEFERFREE_DELAY`).
     pub delay_ms: u64,
@@ -54,15 +54,14 @@ pub(crate) enum ReportTo {
 /// When small blocks are deferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Burst {
-    /// After [`DEFAULT_BURST`] frees in a row, or more where bursts have been short; never where there is one
-    /// CPU only.
+    /// After about [`DEFAULT_BURST`] frees in a row; never where there is one CPU only.
     Default,
     After(u32),
     Never,
 }
 
-/// Frees in a row, see README, "How the defaults were chosen".
-pub(crate) const DEFAULT_BURST: u32 = 256;
+/// Frees in a row, about: two looks, of which one in 64 frees makes one, see `burst::local`.
+pub(crate) const DEFAULT_BURST: u32 = 128;
 
 impl Settings {
     pub(crate) const DEFAULT: Settings = Settings {

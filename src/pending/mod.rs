@@ -181,7 +181,8 @@ impl Pending {
 
     /// Whether so many bytes more may wait, elsewhere.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes().saturating_add(BURSTS.bytes()).saturating_add(bytes) <= self.max_bytes()
+        let all = self.bytes().saturating_add(BURSTS.bytes()).saturating_add(bytes);
+        all <= self.max_bytes() && self.max_bytes() > 0
     }
 
     /// Bytes that wait.

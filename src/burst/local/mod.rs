@@ -12,7 +12,7 @@
 //! ```
 //!
 //! PLAIN: frees are done at once. One in [`LOOK_EVERY`], chosen by its address, looks whether the thread has allocated
-//! since the last one that looked; when it has not for [`DEFAULT_LOOKS`] looks, a data structure is being dropped.
+//! since the last one that looked; when it has not for two looks or what the settings say, a data structure is being dropped.
 //! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
 //! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
 //! BLIND, until the thread allocates. Others begin a BURST: frees are written down and nothing else.
@@ -65,9 +65,6 @@ pub(crate) use place::{here, is_fresh, short_below};
 /// A look costs a mispredicted branch. The more frees come before a burst begins, the more pages does the thread
 /// own when the drainer frees the rest, and blocks in owned pages are dear to allocate again.
 const LOOK_EVERY: u32 = 64;
-/// Looks without an allocation between them that begin a burst.
-const DEFAULT_LOOKS: u32 = 2;
-
 /// Where a block's address falls in the range of `u32`: evenly, whatever its low bits are.
 #[inline(always)]
 pub(crate) fn hash(block: *mut u8) -> u32 {
@@ -91,8 +88,9 @@ const FARTHEST_LOOK: u32 = 64 << 10;
 /// Addresses that are judged.
 pub(crate) const JUDGED: usize = 128;
 
-/// A thread that allocates once for so many blocks that wait does so in earnest.
-const BLOCKS_PER_ALLOC: u64 = 16;
+/// A thread that allocates once for so many blocks that wait does so in earnest. With 16 a structure that was built anew
+/// at once had grown by up to a third beside the one before; with 64 and with 256 it has not.
+const BLOCKS_PER_ALLOC: u64 = 64;
 /// Fewer allocations than these are never in earnest.
 const FEW_ALLOCS: u32 = 16;
 /// So many allocations with fewer frees than these between them end a burst.
@@ -122,6 +120,8 @@ pub(crate) struct Local {
     forced: Cell<bool>,
     /// The thread has given up its log because it ends.
     ended: Cell<bool>,
+    /// BURST: the number of the owner, whose blocks may be written where the cursor is; 0 otherwise.
+    writes_for: Cell<u32>,
     /// Where to write.
     cursor: Cell<Cursor>,
     /// What it writes to, once it has had a burst.
@@ -187,6 +187,7 @@ impl Local {
             state: Cell::new(State::New),
             forced: Cell::new(false),
             ended: Cell::new(false),
+            writes_for: Cell::new(0),
             cursor: Cell::new(Cursor::NOWHERE),
             log: Cell::new(None),
             n: Cell::new(0),
@@ -204,11 +205,12 @@ impl Local {
         self.state.get()
     }
 
-    /// In a burst: writes a block down, where that takes no more than to write it.
+    /// In a burst: writes down a block of the owner with the number `owner`, where that takes no more than to
+    /// write it.
     #[inline(always)]
-    pub(crate) fn writes(&self, block: *mut u8, size: usize) -> bool {
+    pub(crate) fn writes(&self, owner: u32, block: *mut u8, size: usize) -> bool {
         let cursor = self.cursor.get();
-        if cursor.is_at_end() {
+        if self.writes_for.get() != owner || cursor.is_at_end() {
             return false;
         }
         // SAFETY: a slot in the tail of the thread's log.
@@ -219,12 +221,16 @@ impl Local {
         true
     }
 
-    pub(super) fn cursor(&self) -> Cursor {
-        self.cursor.get()
+    /// A block of the owner with that number has been written.
+    pub(super) fn note_written(&self, owner: u32, cursor: Cursor) {
+        self.cursor.set(cursor);
+        if self.state.get() == State::Burst {
+            self.writes_for.set(owner);
+        }
     }
 
-    pub(super) fn set_cursor(&self, cursor: Cursor) {
-        self.cursor.set(cursor);
+    pub(super) fn cursor(&self) -> Cursor {
+        self.cursor.get()
     }
 
     pub(super) fn log(&self) -> Option<&'static Log> {
@@ -248,6 +254,7 @@ impl Local {
         let was_long = self.state.replace(state) != State::New && self.short_below.get() == NONE;
         self.short_below.set(short_below);
         place::note_change(was_long, short_below == NONE);
+        self.writes_for.set(0);
         self.n.set(0);
         self.fresh.set(false);
     }
@@ -403,9 +410,10 @@ impl Local {
                 return OnAlloc::TakeBack;
             }
         } else {
-            let in_hand = log.in_hand() as u64;
-            if in_hand == 0 || in_earnest(in_hand) {
-                return OnAlloc::Over { worth_it: in_hand == 0 };
+            let (drained, in_hand) = log.in_hand();
+            if in_hand == 0 || in_earnest(drained) {
+                // A drainer that is mostly done is hardly in the way any more.
+                return OnAlloc::Over { worth_it: in_hand <= drained / 2 };
             }
         }
         if self.state.get() == State::Burst {
@@ -442,6 +450,3 @@ impl Local {
 pub(crate) fn looks_of(n_frees: u32) -> u32 {
     (n_frees / LOOK_EVERY).max(1)
 }
-
-/// Frees in a row that begin a burst by default, by and large.
-pub(crate) const DEFAULT_BURST: u32 = DEFAULT_LOOKS * LOOK_EVERY;

@@ -3,7 +3,7 @@
 //! To reach one takes a call, which is too much on the way of each free. So frees look at a number that is for the whole
 //! process, and short as long as no thread is in a burst or in a scope; allocations make the call.
 
-use super::{ALL, LOOK_EVERY, Local, NONE, all_but_one_in};
+use super::{LOOK_EVERY, Local, NONE, all_but_one_in};
 use crate::sync::atomic::{AtomicU32, Ordering};
 
 thread_local! {
