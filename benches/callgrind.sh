@@ -9,7 +9,7 @@ pair_limit=90
 pair_wanted=85
 # Instructions of a small free without those of mi_free: what leads there, its jump or call included, and
 # what follows, if anything does.
-free_limit=10
+free_limit=11
 
 if ! command -v valgrind >/dev/null; then
     echo "callgrind.sh: skipped, valgrind is not installed" >&2

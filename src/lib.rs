@@ -6,23 +6,34 @@
 //!
 //! In reading order; each module uses only those below it.
 //!
-//! - `allocator`: [`DeferFree`], the size test of each call, and when the drainer starts
+//! - `allocator`: [`DeferFree`], the size test of each call, when the drainer starts, and the way of a small block
 //! - `later`: [`later()`], whole values, with a thread of its own; needs nothing of the above
 //! - `scope`: [`defer_scope`]
 //! - `runtime`: what a large block goes through once the drainer runs
 //! - `drainer`: the background thread, when it sleeps and who wakes it
 //! - `pending`: the blocks that wait, by size class
-//! - `burst`: the small blocks that are freed in bursts: a log for each thread
+//! - `burst`: the small blocks that are freed in bursts: each thread's state, its log, what the drainer does with it
 //! - `lifecycle`: fork and exit
 //! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
 //! - `backing`: the allocator underneath; `sync`: atomics and threads, or a model of them; `sys`: the operating
 //!   system
 //!
-//! Nothing that `dealloc` reaches allocates, takes a lock, panics or reads the clock, and but for the
-//! first free after an idle time nothing makes a system call. Nothing waits, with the one exception
-//! that `pending` names. The first burst of all starts the drainer, which allocates and locks; a thread's
-//! first one makes system calls; and where `DEFERFREE_STATS=latency` asks for it, the clock is read.
+//! # Words
+//!
+//! - *drainer*: the background thread. *Owner*: the allocator whose drainer frees what is in the logs.
+//! - *large*: from the threshold on. *Small*: below it.
+//! - *pending*: what large freed blocks do while they wait.
+//! - *burst*: frees in a row on one thread, with no allocation between them. *Look*: one free in 64 finds out about
+//!   that. *Log*: where a thread writes down the addresses of a burst. *Chunk*: a piece of a log.
+//! - *hot*: in the processor's cache. *Judge*: to find out whether the blocks of a burst are.
+//! - *take back*: a thread frees what is in its log itself. *Wasted*: what a burst was that came to that.
+//! - *blind*: a thread that does not look until it allocates.
+//!
+//! Nothing that `dealloc` reaches allocates through this allocator, takes a lock, waits or panics, with the one exception
+//! that `pending` names for waiting. The clock is read twice where a burst is judged, once in 4096 frees where one is
+//! skipped, and for each large free under `DEFERFREE_STATS=latency`. It makes a system call to wake a drainer that has
+//! gone to sleep, and where a thread has its first burst. The first burst of all starts the drainer, which locks.
 
 mod allocator;
 mod later;

@@ -30,6 +30,8 @@ enum Finding {
     NoChunk { inline: u64, of: u64 },
     RoundTrips { bytes: u64 },
     Fine { off_thread: u64, of: u64 },
+    HotBursts { bursts: u64 },
+    WastedBursts { wasted: u64, of: u64 },
     FewLarge,
 }
 
@@ -47,7 +49,11 @@ impl Advice<'_> {
         } else if self.stats.start_failed {
             Finding::StartFailed
         } else if freed + in_bursts == 0 {
-            if self.stats.not_running.blocks > 0 { Finding::TooEarly } else { Finding::Nothing }
+            match (self.stats.not_running.blocks, bursts.hot_bursts) {
+                (1.., _) => Finding::TooEarly,
+                (0, bursts @ 1..) => Finding::HotBursts { bursts },
+                (0, 0) => Finding::Nothing,
+            }
         } else if many(over_bound.blocks, freed) {
             Finding::OverBound { inline: over_bound.blocks, of: freed }
         } else if many(bursts.over_bound_blocks, in_bursts) {
@@ -58,6 +64,10 @@ impl Advice<'_> {
             Finding::NoChunk { inline: bursts.no_chunk_blocks, of: in_bursts }
         } else if let Some(bytes) = self.round_trips() {
             Finding::RoundTrips { bytes }
+        } else if freed == 0 && bursts.hot_bursts > bursts.deferred_bursts {
+            Finding::HotBursts { bursts: bursts.hot_bursts }
+        } else if freed == 0 && bursts.wasted_bursts * 2 > bursts.deferred_bursts {
+            Finding::WastedBursts { wasted: bursts.wasted_bursts, of: bursts.deferred_bursts }
         } else if freed == 0 {
             Finding::FewLarge
         } else {
@@ -143,6 +153,18 @@ impl fmt::Display for Advice<'_> {
                 Size(bytes),
                 config.delay_ms
             ),
+            Finding::HotBursts { bursts } => write!(
+                f,
+                "Nothing to gain from deferring small frees: {bursts} burst{} of them, of blocks that were in the \
+                 cache, {} freed at once.",
+                if bursts == 1 { "" } else { "s" },
+                if bursts == 1 { "was" } else { "were" }
+            ),
+            Finding::WastedBursts { wasted, of } => write!(
+                f,
+                "After {wasted} of {of} deferred bursts of small frees their thread allocated again before the \
+                 drainer was done: DEFERFREE_BURST=off saves the attempt."
+            ),
             Finding::FewLarge => f.write_str(
                 "Nothing to change: what was deferred were small blocks in bursts.",
             ),
@@ -165,7 +187,7 @@ mod tests {
         Config {
             enabled: true,
             threshold_bytes: 256 << 10,
-            burst: Some(256),
+            burst: Some(128),
             delay_ms: 250,
             max_pending_bytes: 1 << 30,
         }
@@ -186,6 +208,11 @@ mod tests {
         bursts.bursts.deferred = tally(50);
         let mut bound_bursts = bursts;
         bound_bursts.bursts.over_bound_blocks = 50;
+        let mut wasted_bursts = bursts;
+        wasted_bursts.bursts.deferred_bursts = 4;
+        wasted_bursts.bursts.wasted_bursts = 3;
+        let mut hot_bursts = freed(0);
+        hot_bursts.bursts.hot_bursts = 2;
         let mut no_chunk = bursts;
         no_chunk.bursts.no_chunk_blocks = 150;
         let rounds = Stats {
@@ -246,6 +273,13 @@ mod tests {
             ),
             (config(), once, Finding::Fine { off_thread: 100, of: 100 }, "100 %"),
             (config(), bursts, Finding::FewLarge, "small blocks in bursts"),
+            (config(), hot_bursts, Finding::HotBursts { bursts: 2 }, "2 bursts of them"),
+            (
+                config(),
+                wasted_bursts,
+                Finding::WastedBursts { wasted: 3, of: 4 },
+                "After 3 of 4 deferred bursts",
+            ),
             (
                 config(),
                 Stats { over_bound: tally(4), ..freed(100) },

@@ -335,16 +335,22 @@ impl Local {
         self.before.set(0);
     }
 
+    /// A look: whether the thread has allocated since the last one. Always false outside of PLAIN.
+    #[inline(always)]
+    pub(crate) fn has_allocated(&self) -> bool {
+        let has_allocated = self.fresh.replace(false);
+        if has_allocated {
+            self.n.set(0);
+        }
+        has_allocated
+    }
+
     /// A free that goes the long way, on a thread that has been set up. `looks`: how many without an allocation
     /// between them begin a burst.
     pub(crate) fn on_free(&self, looks: u32) -> OnFree {
         match self.state.get() {
             State::New => OnFree::FreeNow,
             State::Plain => {
-                if self.fresh.replace(false) {
-                    self.n.set(0);
-                    return OnFree::FreeNow;
-                }
                 self.n.set(self.n.get() + 1);
                 if self.n.get() < looks { OnFree::FreeNow } else { OnFree::Begin }
             }
