@@ -76,8 +76,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     max_pending_bytes: AtomicUsize,
     /// Its number as the owner of the bursts, or [`NO_OWNER`].
     owner: AtomicU32,
-    /// Large frees are timed.
-    is_timed: AtomicBool,
+    /// Frees of at least this many bytes are timed.
+    timed_from: AtomicUsize,
     /// Whether this is the allocator that the report at exit is about.
     reports: AtomicBool,
     not_running: NotRunning,
@@ -86,6 +86,8 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
+/// No block is so large.
+const NOT_TIMED: usize = usize::MAX;
 
 impl DeferFree {
     /// The allocator with its default settings, on mimalloc.
@@ -123,7 +125,7 @@ impl<B: Backing> DeferFree<B> {
             delay_ms: AtomicU64::new(0),
             max_pending_bytes: AtomicUsize::new(BY_MEMORY_LIMIT),
             owner: AtomicU32::new(NO_OWNER),
-            is_timed: AtomicBool::new(false),
+            timed_from: AtomicUsize::new(NOT_TIMED),
             reports: AtomicBool::new(false),
             not_running: NotRunning::new(),
         }
@@ -186,7 +188,7 @@ impl<B: Backing> DeferFree<B> {
         };
         stats.start_failed = matches!(phase, Phase::Failed);
         stats.not_running = self.not_running().tally();
-        let is_timed = self.is_timed.load(Ordering::Relaxed);
+        let is_timed = self.timed_from.load(Ordering::Relaxed) != NOT_TIMED;
         stats.free_latency = is_timed.then(|| FREES.summary());
         stats
     }
@@ -260,8 +262,10 @@ impl<B: Backing> DeferFree<B> {
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
         let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
         self.max_pending_bytes.store(max, Ordering::Relaxed);
-        self.is_timed.store(settings.reporting.latency, Ordering::Relaxed);
         let configured = settings.threshold_bytes.max(MIN_CLASS_BYTES);
+        if settings.reporting.latency {
+            self.timed_from.store(configured, Ordering::Relaxed);
+        }
         let threshold = if settings.enabled { configured } else { SWITCHED_OFF };
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
         match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
@@ -377,30 +381,30 @@ impl<B: Backing> DeferFree<B> {
     unsafe fn free_any(ptr: *mut u8, size: usize, align: usize, this: &Self) {
         // SAFETY: the caller's layout.
         let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
-        if size >= this.read_settings() {
-            if this.is_timed.load(Ordering::Relaxed) {
-                let start = Instant::now();
-                // SAFETY: the caller's block.
-                unsafe { this.dealloc_large(ptr, layout) };
-                FREES.record(start.elapsed());
-            } else {
-                // SAFETY: the caller's block.
-                unsafe { this.dealloc_large(ptr, layout) };
-            }
-        } else if size < SMALL_BYTES && local::hash(ptr) >= local::short_below() {
+        let threshold = this.read_settings();
+        if size >= this.timed_from.load(Ordering::Relaxed) {
+            let start = Instant::now();
             // SAFETY: the caller's block.
-            unsafe { Self::write_down(ptr, size, this) };
+            unsafe { this.dealloc_any(ptr, layout, threshold) };
+            FREES.record(start.elapsed());
         } else {
-            // SAFETY: the caller's block; every block comes from the backing.
-            unsafe { this.backing.dealloc(ptr, layout) };
+            // SAFETY: the caller's block.
+            unsafe { this.dealloc_any(ptr, layout, threshold) };
         }
     }
 
+    /// As `dealloc`, where `threshold` is the one in force.
+    ///
     /// # Safety
-    /// As for `dealloc`; the size is at least the threshold.
+    /// As for `dealloc`.
     #[inline(always)]
-    unsafe fn dealloc_large(&self, ptr: *mut u8, layout: Layout) {
-        if let Some(class) = self.class_of(layout) {
+    unsafe fn dealloc_any(&self, ptr: *mut u8, layout: Layout, threshold: usize) {
+        let size = layout.size();
+        if size < SMALL_BYTES && size < threshold && local::hash(ptr) >= local::short_below() {
+            // SAFETY: the caller's block.
+            return unsafe { Self::write_down(ptr, size, self) };
+        }
+        if let Some(class) = (size >= threshold).then(|| self.class_of(layout)).flatten() {
             if let Phase::Running(runtime) = self.phase.get() {
                 // SAFETY: allocated with the size of this class, in whatever phase that was.
                 return unsafe { runtime.dealloc(class, ptr) };

@@ -39,8 +39,8 @@ use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsi
 
 /// A thread that builds something allocates a hundred times as often between two looks of the drainer, a millisecond.
 const FEW_ALLOCS: u32 = 128;
-/// A page fault may take one of them.
-const QUIET_ROUNDS: u32 = 2;
+/// A page fault may take one of them, another program on the same CPU several.
+const QUIET_ROUNDS: u32 = 4;
 /// Blocks for which no other chunk is begun before this one is full.
 const FEW_SLOTS: usize = if IN_MODEL { 1 } else { 64 };
 
@@ -153,6 +153,8 @@ impl Log {
     pub(super) fn try_hold(&self) -> bool {
         // Acquire pairs with the Release in `let_go`, and through `head` with that in `Emptying::next`.
         let free = !self.held.load(Ordering::Relaxed)
+            // What its last thread left has all been freed.
+            && self.in_hand.load(Ordering::Relaxed) == 0
             && self
                 .held
                 .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)

@@ -350,17 +350,23 @@ impl Bursts {
                 is_left = true;
                 continue;
             }
-            let Some(mut emptying) = log.try_empty() else {
+            let Some(emptying) = log.try_empty() else {
                 is_left = true;
                 continue;
             };
+            let mut emptying = Some(emptying);
             log.begin_drain(n_waiting);
             let mut taken = Tally::default();
             let runs = || {
-                let run = emptying.next(&self.pool);
+                let taking = emptying.as_mut()?;
+                let run = taking.next(&self.pool);
                 // At once: a forked child finds it done.
-                self.full_bytes.fetch_sub(emptying.give_up_grant(), Ordering::Relaxed);
-                let run = run?;
+                self.full_bytes.fetch_sub(taking.give_up_grant(), Ordering::Relaxed);
+                let Some(run) = run else {
+                    // The thread may go on in its log meanwhile, and take that back.
+                    emptying = None;
+                    return None;
+                };
                 taken += Tally { blocks: run.n_blocks() as u64, bytes: run.bytes as u64 };
                 Some(run)
             };
@@ -370,7 +376,6 @@ impl Bursts {
                 go_on()
             };
             let drained = self.sorter.drain(&self.pool, runs, &mut free, &mut go_on);
-            drop(emptying);
             self.counts.drained_blocks.fetch_add(taken.blocks, Ordering::Relaxed);
             self.counts.drained_bytes.fetch_add(taken.bytes, Ordering::Relaxed);
             drained?;

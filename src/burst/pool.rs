@@ -222,6 +222,8 @@ pub(super) struct Pool {
     /// One bit for each chunk that is in use.
     used: [AtomicU64; CHUNKS / 64],
     n_used: AtomicUsize,
+    /// The last word of `used` with a chunk in it that may have been written since the last purge.
+    last_word: AtomicUsize,
 }
 
 impl Pool {
@@ -230,6 +232,7 @@ impl Pool {
             chunks: AtomicPtr::new(ptr::null_mut()),
             used: [const { AtomicU64::new(0) }; CHUNKS / 64],
             n_used: AtomicUsize::new(0),
+            last_word: AtomicUsize::new(0),
         }
     }
 
@@ -292,6 +295,7 @@ impl Pool {
                 ) {
                     Ok(_) => {
                         self.n_used.fetch_add(1, Ordering::Relaxed);
+                        self.note_word(word);
                         return Some(word as u32 * 64 + bit);
                     }
                     Err(now) => used = now,
@@ -299,6 +303,12 @@ impl Pool {
             }
         }
         None
+    }
+
+    fn note_word(&self, word: usize) {
+        if word > self.last_word.load(Ordering::Relaxed) {
+            self.last_word.fetch_max(word, Ordering::Relaxed);
+        }
     }
 
     /// Gives back a chunk of which `n_written` slots have been written, and whose contents are no longer wanted.
@@ -318,6 +328,7 @@ impl Pool {
     pub(super) fn make_ready(&self, from: usize, to: usize) {
         let n = to.min(CHUNKS).saturating_sub(from);
         if let Some(chunks) = self.chunks().filter(|_| n > 0) {
+            self.note_word((from + n - 1) / 64);
             // SAFETY: inside the mapping; what has been written there stays.
             unsafe { sys::make_ready(chunks.add(from).cast(), n * CHUNK_BYTES) };
         }
@@ -329,12 +340,15 @@ impl Pool {
         if chunks.is_null() {
             return;
         }
-        for (word, bits) in self.used.iter().enumerate().skip(1) {
+        let last_word = self.last_word.swap(0, Ordering::Relaxed);
+        for (word, bits) in self.used.iter().enumerate().take(last_word + 1).skip(1) {
             // All 64 are claimed meanwhile, so that nobody writes to what is about to go.
             if bits.compare_exchange(0, u64::MAX, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 // SAFETY: 64 chunks inside the mapping, which are ours; what is in them is not wanted.
                 unsafe { sys::release_in_pieces(chunks.add(word * 64).cast(), 64 * CHUNK_BYTES) };
                 bits.store(0, Ordering::Release);
+            } else {
+                self.note_word(word);
             }
         }
     }
