@@ -132,7 +132,7 @@ impl<B: Backing> DeferFree<B> {
     }
 
     /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred. At least 4096; 0
-    /// defers every free, those below 4096 in batches.
+    /// defers every free, those below 4096 by way of the log.
     #[must_use]
     pub const fn threshold(mut self, bytes: usize) -> Self {
         self.defaults.threshold_bytes = bytes;

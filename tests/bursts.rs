@@ -1,211 +1,359 @@
-//! Small blocks freed in bursts: every one is freed exactly once, whatever happens to the thread that
-//! freed it, and nothing that a burst meets makes it wait.
+//! Small blocks that are written down instead of freed: each is freed exactly once, whatever becomes of the log, and
+//! what cannot be written down is freed at once.
 //!
-//! Each case in a child process under a watchdog. The backing keeps books: it ends the process when a
-//! block is freed twice, and its live blocks are what was lost.
+//! Whether it pays to defer is not asked here, see `judged`: all frees are deferred, by `DEFERFREE_BURST=0`, or those
+//! in a scope. Each case in a child process under a watchdog. The backings keep books: they end the process when a
+//! block is freed twice or by another allocator than its own, and their live blocks are what was lost.
 //!
-//! Seen to fail: without the pthread key's handler, `thread_exit`; without `steal_open`, `quiet_thread`;
-//! without `Batches::forked_child`, `fork_here`; without the reservation of a chunk's bytes, `bound`.
+//! Seen to fail:
 #![cfg(target_os = "linux")]
 
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::mem;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
 
+use common::addresses::Addresses;
 use common::tracking::Tracking;
-use common::{MIB, drainers, fork, run_child, sleep_ms, wait_ok, wait_until};
-use deferfree::DeferFree;
+use common::{KIB, MIB, drainers, run_child, wait_until};
+use deferfree::{Backing, BurstStats, DeferFree, defer_scope};
 
-type Heap = DeferFree<&'static Tracking>;
+const ALWAYS: (&str, &str) = ("DEFERFREE_BURST", "0");
+const NEVER: (&str, &str) = ("DEFERFREE_BURST", "off");
 
 fn main() -> ExitCode {
     match common::child_case().as_deref() {
-        None => common::run(&[
-            ("never_bursting", || run("never_bursting")),
-            ("near_blocks", || run("near_blocks")),
-            ("short_bursts", || run_child("short_bursts", &[], 60).expect_clean()),
-            ("everything_comes_back", || run("everything_comes_back")),
-            ("thread_exit", || run("thread_exit")),
-            ("quiet_thread", || run("quiet_thread")),
-            ("pays_back", || run("pays_back")),
-            ("many_threads", || run("many_threads")),
-            ("bound", || run("bound")),
-            ("dropped_heap", || run("dropped_heap")),
-            ("fork_here", || run("fork_here")),
-            ("fork_elsewhere", || run("fork_elsewhere")),
-            ("exit_in_burst", || run("exit_in_burst")),
-            ("scope", || run("scope")),
-        ]),
-        Some("never_bursting") => child(never_bursting),
-        Some("near_blocks") => child(near_blocks),
-        Some("short_bursts") => child(short_bursts),
-        Some("everything_comes_back") => child(everything_comes_back),
-        Some("thread_exit") => child(thread_exit),
-        Some("quiet_thread") => child(quiet_thread),
-        Some("pays_back") => child(pays_back),
-        Some("many_threads") => child(many_threads),
-        Some("bound") => child(bound),
-        Some("dropped_heap") => child(dropped_heap),
-        Some("fork_here") => child(fork_here),
-        Some("fork_elsewhere") => child(fork_elsewhere),
-        Some("exit_in_burst") => child(exit_in_burst),
-        Some("scope") => child(scope),
-        Some(other) => panic!("there is no case {other}"),
+        None => {
+            return common::run(&[
+                ("bytes_add_up", || run("bytes_add_up", ALWAYS)),
+                ("sizes", || run("sizes", ALWAYS)),
+                ("off", off),
+                ("scopes", || run("scopes", NEVER)),
+                ("quiet_threads", || run("quiet_threads", ALWAYS)),
+                ("flushed_in_the_midst", || run("flushed_in_the_midst", ALWAYS)),
+                ("bound", || run("bound", ALWAYS)),
+                ("nowhere_to_write", || run("nowhere_to_write", ALWAYS)),
+                ("far_apart", || run("far_apart", ALWAYS)),
+                ("many_threads", || run("many_threads", ("DEFERFREE_BURST", "128"))),
+                ("two_allocators", || run("two_allocators", ALWAYS)),
+                ("dropped", || run("dropped", ALWAYS)),
+                ("dropped_under_a_scope", || run("dropped_under_a_scope", NEVER)),
+            ]);
+        }
+        Some("bytes_add_up") => bytes_add_up(),
+        Some("sizes") => sizes(),
+        Some("off") => off_child(),
+        Some("scopes") => scopes(),
+        Some("quiet_threads") => quiet_threads(),
+        Some("flushed_in_the_midst") => flushed_in_the_midst(),
+        Some("bound") => bound(),
+        Some("nowhere_to_write") => nowhere_to_write(),
+        Some("far_apart") => far_apart(),
+        Some("many_threads") => many_threads(),
+        Some("two_allocators") => two_allocators(),
+        Some("dropped") => dropped(),
+        Some("dropped_under_a_scope") => dropped_under_a_scope(),
+        Some(case) => panic!("{case}"),
     }
-}
-
-fn run(case: &str) {
-    run_child(case, &[("DEFERFREE_BURST", "256")], 60).expect_clean();
-}
-
-fn child(case: fn()) -> ExitCode {
-    case();
     ExitCode::SUCCESS
 }
 
+fn run(case: &str, burst: (&str, &str)) {
+    run_child(case, &[burst], 60).expect_clean();
+}
+
 const SMALL: Layout = Layout::new::<[u64; 6]>();
+/// At most so many addresses are written into one chunk.
+const CHUNK: usize = 1024;
+
+type Heap<B> = DeferFree<B>;
 
 /// A heap that lives as long as the process, with its books.
-fn heap() -> (&'static Heap, &'static Tracking) {
-    let book = Tracking::leak();
+fn heap() -> (&'static Heap<&'static Addresses>, &'static Addresses) {
+    let book = Addresses::leak();
     (Box::leak(Box::new(DeferFree::with_backing(book))), book)
 }
 
-/// Addresses of new blocks. In no order, so that the blocks do not follow each other when they are
-/// freed in this one.
-fn blocks(heap: &Heap, n: usize) -> Vec<usize> {
+/// Blocks of one layout, in no order.
+fn allocs<B: Backing>(heap: &Heap<B>, layout: Layout, n: usize) -> Vec<usize> {
     // SAFETY: a valid layout.
-    let mut blocks: Vec<usize> =
-        (0..n).map(|_| unsafe { heap.alloc(SMALL) }.expose_provenance()).collect();
-    for i in 0..n {
-        blocks.swap(i, i * 7919 % n);
-    }
+    let alloc = |_| unsafe { heap.alloc(layout) }.expose_provenance();
+    let mut blocks: Vec<usize> = (0..n).map(alloc).collect();
+    (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
     blocks
 }
 
-fn free(heap: &Heap, blocks: &[usize]) {
-    for &block in blocks {
-        // SAFETY: from `blocks`, freed once.
-        unsafe { heap.dealloc(std::ptr::with_exposed_provenance_mut(block), SMALL) };
-    }
+fn free<B: Backing>(heap: &Heap<B>, layout: Layout, block: usize) {
+    // SAFETY: from `allocs` with this layout, freed once.
+    unsafe { heap.dealloc(std::ptr::with_exposed_provenance_mut(block), layout) };
 }
 
-/// A burst that leaves a chunk half full.
-const BURST: usize = 5000;
-
-fn never_bursting() {
-    let (heap, book) = heap();
-    for _ in 0..1000 {
-        let some = blocks(heap, 200);
-        free(heap, &some);
-    }
-    assert_eq!(book.live_blocks(), 0);
-    assert_eq!(drainers(), []);
-    assert_eq!(heap.stats().bursts.deferred.blocks, 0);
+fn frees<B: Backing>(heap: &Heap<B>, layout: Layout, blocks: Vec<usize>) {
+    blocks.into_iter().for_each(|block| free(heap, layout, block));
 }
 
-/// Blocks that follow each other are freed at once, and their memory is the drainer's to return.
-fn near_blocks() {
-    let (heap, book) = heap();
-    let mut some = blocks(heap, 50_000);
-    some.sort_unstable();
-    free(heap, &some);
-    assert_eq!(book.live_blocks(), 0);
-    assert_eq!(heap.stats().bursts.deferred.blocks, 0);
-    assert_eq!(drainers().len(), 1);
-    wait_until("memory is returned", || heap.stats().purges > 0);
+fn bursts<B: Backing>(heap: &Heap<B>) -> BurstStats {
+    heap.stats().bursts
 }
 
-/// Without a setting: working sets that are freed in a row and built again are left alone after a few, until a
-/// structure is dropped that is worth it.
-fn short_bursts() {
-    let (heap, book) = heap();
-    let set = |n| {
-        let before = heap.stats().bursts.deferred.blocks;
-        let some = blocks(heap, n);
-        free(heap, &some);
-        heap.stats().bursts.deferred.blocks - before
-    };
-    assert!(set(1001) > 0);
-    for n in [1001, 4001] {
-        (0..10).for_each(|_| _ = set(n));
-    }
-    for _ in 0..100 {
-        assert_eq!(set(1001), 0);
-        assert_eq!(set(4001), 0);
-    }
-    assert!(set(50_000) > 40_000);
-    assert!(set(1001) > 0, "as at the start");
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
-}
-
-fn everything_comes_back() {
-    let (heap, book) = heap();
-    for _ in 0..5 {
-        let some = blocks(heap, 50_000);
-        free(heap, &some);
-    }
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
-    let bursts = heap.stats().bursts;
-    assert!(bursts.deferred.blocks > 100_000, "{bursts:?}");
+/// Once nothing waits; that many have been deferred since the start.
+#[track_caller]
+fn add_up(bursts: BurstStats, n_deferred: usize) {
+    assert_eq!(bursts.deferred.blocks, n_deferred as u64, "{bursts:?}");
     assert_eq!(bursts.pending.blocks, 0, "{bursts:?}");
     assert_eq!(bursts.deferred.blocks, bursts.drained.blocks + bursts.paid_back.blocks);
     assert_eq!(bursts.deferred.bytes, bursts.drained.bytes + bursts.paid_back.bytes);
-    assert_eq!(bursts.deferred.bytes, bursts.deferred.blocks * SMALL.size() as u64);
 }
 
-fn thread_exit() {
-    let (heap, book) = heap();
-    for _ in 0..300 {
-        let some = blocks(heap, 1000);
-        thread::spawn(move || free(heap, &some)).join().unwrap();
+/// Of odd sizes, taken out by the drainer while they are being written.
+fn bytes_add_up() {
+    let book = Tracking::leak();
+    let heap = DeferFree::with_backing(book);
+    let (mut n, mut n_bytes) = (0, 0);
+    for round in 0..20 {
+        let mut blocks = Vec::new();
+        for i in 0..3000 {
+            let layout = Layout::from_size_align(1 + (i * 31 + round) % 500, 1 << (i % 7)).unwrap();
+            blocks.push((allocs(&heap, layout, 1)[0], layout));
+            n_bytes += layout.size();
+            n += 1;
+        }
+        if round % 2 == 0 {
+            heap.flush();
+        }
+        blocks.into_iter().for_each(|(block, layout)| free(&heap, layout, block));
     }
-    // More threads than there are lanes: none was lost with its thread.
-    assert_eq!(heap.stats().bursts.no_chunk_blocks, 0);
-    // Nobody flushes.
-    wait_until("all blocks are freed", || book.live_blocks() == 0);
+    heap.flush();
+    let bursts = bursts(&heap);
+    add_up(bursts, n);
+    assert_eq!(bursts.deferred.bytes, n_bytes as u64, "{bursts:?}");
+    assert_eq!(book.live_blocks(), 0);
 }
 
-/// A thread that does nothing after its burst, and goes on with another one.
-fn quiet_thread() {
+/// Blocks below 16 KiB are written down, whatever their alignment, from the first one on.
+fn sizes() {
     let (heap, book) = heap();
-    let some = blocks(heap, BURST);
-    let (go, gone) = mpsc::channel();
-    let quiet = thread::spawn(move || {
-        for some in gone {
-            let some: Vec<usize> = some;
-            free(heap, &some);
+    let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+    let mut n_deferred = 0;
+    for size in [1, 7, 8, 100, 1000, 4095, 4096, 5000, 16 * KIB - 1, 16 * KIB, 100 * KIB] {
+        for align in [1, 8, 16, 64, 4096] {
+            let n_live = book.n_live();
+            frees(heap, layout(size, align), allocs(heap, layout(size, align), 1));
+            let is_small = size < 16 * KIB;
+            n_deferred += usize::from(is_small);
+            assert_eq!(bursts(heap).deferred.blocks, n_deferred as u64, "{size} {align}");
+            assert_eq!(book.n_live() - n_live, usize::from(is_small), "{size} {align}");
+        }
+        heap.flush();
+    }
+    add_up(bursts(heap), n_deferred);
+    assert_eq!(heap.stats().handed_over.blocks, 0);
+}
+
+/// Nothing is written down where the settings say so, in the environment or in code.
+fn off() {
+    for env in [("DEFERFREE", "off"), NEVER, ("CODE", "")] {
+        run_child("off", &[env], 60).expect_clean();
+    }
+}
+
+fn off_child() {
+    let book = Addresses::leak();
+    let mut heap = DeferFree::with_backing(book);
+    if std::env::var("CODE").is_ok() {
+        heap = heap.burst(None);
+    }
+    book.are_cold(true);
+    frees(&heap, SMALL, allocs(&heap, SMALL, 100_000));
+    assert_eq!((book.n_live(), bursts(&heap)), (0, BurstStats::default()));
+    assert_eq!(drainers(), []);
+    let blocks = allocs(&heap, SMALL, 1000);
+    {
+        // It defers all the same, but for where nothing is.
+        let _scope = defer_scope();
+        frees(&heap, SMALL, blocks);
+        let n_deferred = if heap.config().enabled { 1000 } else { 0 };
+        assert_eq!(bursts(&heap).deferred.blocks, n_deferred);
+    }
+    frees(&heap, SMALL, allocs(&heap, SMALL, 100_000));
+    heap.flush();
+    assert_eq!(book.n_live(), 0);
+    assert!(bursts(&heap).deferred.blocks <= 1000);
+    assert_eq!(drainers().len(), usize::from(heap.config().enabled));
+}
+
+/// All that a thread frees between its outermost scope's beginning and end, whatever it allocates.
+fn scopes() {
+    let (heap, book) = heap();
+    let in_scope = |n_expected: usize, f: &dyn Fn()| {
+        let before = bursts(heap).deferred.blocks;
+        f();
+        assert_eq!(bursts(heap).deferred.blocks - before, n_expected as u64);
+    };
+    let work = |n| frees(heap, SMALL, allocs(heap, SMALL, n));
+    // The first thing that this thread does.
+    in_scope(310, &|| {
+        let _outer = defer_scope();
+        {
+            let _inner = defer_scope();
+            work(100);
+            (0..10).for_each(|_| work(1));
+        }
+        work(100);
+        let (first, second) = (defer_scope(), defer_scope());
+        drop(first);
+        work(100);
+        drop(second);
+    });
+    // Between scopes nothing is.
+    in_scope(0, &|| (0..100).for_each(|_| work(1)));
+    in_scope(50, &|| {
+        let _scope = defer_scope();
+        work(50);
+    });
+    // A scope that is forgotten lasts as long as the thread, and is no other thread's.
+    let forgotten = || {
+        thread::spawn(move || {
+            work(100);
+            mem::forget(defer_scope());
+            work(3000);
+        })
+        .join()
+        .unwrap();
+    };
+    in_scope(3000, &forgotten);
+    in_scope(0, &|| work(10));
+    heap.flush();
+    add_up(bursts(heap), 310 + 50 + 3000);
+    assert_eq!(book.n_live(), 0);
+}
+
+/// Threads that do nothing after a burst, and go on with another one: nobody flushes, nobody ends.
+fn quiet_threads() {
+    let (heap, book) = heap();
+    let barrier = Barrier::new(6);
+    thread::scope(|scope| {
+        for n in 1..6 {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                for round in 0..5 {
+                    frees(heap, SMALL, allocs(heap, SMALL, n * 900 + round));
+                    barrier.wait();
+                    barrier.wait();
+                }
+            });
+        }
+        for _ in 0..5 {
+            barrier.wait();
+            wait_until("all blocks are freed", || book.n_live() == 0);
+            barrier.wait();
         }
     });
-    go.send(some).unwrap();
-    wait_until("all blocks are freed", || book.live_blocks() == 0);
-    go.send(blocks(heap, BURST)).unwrap();
-    wait_until("all blocks are freed again", || book.live_blocks() == 0);
-    drop(go);
-    quiet.join().unwrap();
+    assert_eq!(book.n_freed_by_drainer() as u64, bursts(heap).deferred.blocks);
     assert_eq!(drainers().len(), 1);
 }
 
-fn pays_back() {
+/// A flush frees what threads have written down so far that are going to go on.
+fn flushed_in_the_midst() {
     let (heap, book) = heap();
-    free(heap, &blocks(heap, 100_000));
-    let again = blocks(heap, 100_000);
-    assert!(heap.stats().bursts.paid_back.blocks > 0);
-    free(heap, &again);
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
+    // What comes while the drainer is being started is freed at once.
+    frees(heap, SMALL, allocs(heap, SMALL, 1));
+    let (go, stop) = (Barrier::new(5), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    frees(heap, SMALL, allocs(heap, SMALL, 2500));
+                    go.wait();
+                    go.wait();
+                }
+            });
+        }
+        for round in 0..100 {
+            go.wait();
+            assert!(book.n_live() > 0);
+            heap.flush();
+            assert_eq!((book.n_live(), bursts(heap).pending.blocks), (0, 0));
+            stop.store(round == 99, Ordering::SeqCst);
+            go.wait();
+        }
+    });
+    add_up(bursts(heap), 1 + 100 * 4 * 2500);
+}
+
+/// As many bytes wait as may, but for those in each thread's last chunk. The others are freed at once, and when the
+/// drainer has been there as many may wait as before.
+fn bound() {
+    let book = Addresses::leak();
+    let heap: &_ = Box::leak(Box::new(DeferFree::with_backing(book).max_pending(MIB)));
+    for round in 1..=10 {
+        book.hold_drainer(heap, SMALL);
+        let before = bursts(heap);
+        frees(heap, SMALL, allocs(heap, SMALL, 100_000));
+        let now = bursts(heap);
+        let n_deferred = (now.deferred.blocks - before.deferred.blocks) as usize;
+        assert_eq!(now.over_bound_blocks - before.over_bound_blocks, 100_000 - n_deferred as u64);
+        let chunks = MIB - CHUNK * SMALL.size()..MIB + CHUNK * SMALL.size();
+        assert!(chunks.contains(&(n_deferred * SMALL.size())), "{n_deferred} in round {round}");
+        assert_eq!(book.n_live(), n_deferred + 1);
+        book.let_go();
+        heap.flush();
+        assert_eq!(book.n_live(), 0);
+    }
+    let bursts = bursts(heap);
+    add_up(bursts, bursts.deferred.blocks as usize);
+}
+
+/// Eight million addresses are the most that are written down. The others are freed at once, and when the drainer
+/// has been there as many can be as before.
+fn nowhere_to_write() {
+    const N: usize = 8_500_000;
+    let layout = Layout::new::<u64>();
+    let book = Addresses::leak();
+    let heap: &_ = Box::leak(Box::new(DeferFree::with_backing(book).max_pending(256 * MIB)));
+    for _ in 0..2 {
+        book.hold_drainer(heap, layout);
+        let before = bursts(heap);
+        frees(heap, layout, allocs(heap, layout, N));
+        let now = bursts(heap);
+        let n_deferred = now.deferred.blocks - before.deferred.blocks;
+        assert!((8_300_000..8_400_000).contains(&n_deferred), "{now:?}");
+        assert_eq!(now.no_chunk_blocks - before.no_chunk_blocks, N as u64 - n_deferred);
+        assert_eq!(book.n_live() as u64, n_deferred + 1);
+        book.let_go();
+        heap.flush();
+        assert_eq!(book.n_live(), 0);
+    }
+    let bursts = bursts(heap);
+    assert_eq!(bursts.over_bound_blocks, 0, "{bursts:?}");
+    add_up(bursts, bursts.deferred.blocks as usize);
+}
+
+/// Blocks of which each is further from the one before than an entry in a chunk reaches.
+fn far_apart() {
+    let (heap, book) = heap();
+    book.alternate();
+    for n in [10, 20_000, 20_000] {
+        let before = bursts(heap);
+        frees(heap, SMALL, allocs(heap, SMALL, n));
+        let now = bursts(heap);
+        let n_freed = now.no_chunk_blocks - before.no_chunk_blocks + now.out_of_reach_blocks
+            - before.out_of_reach_blocks;
+        assert_eq!(now.deferred.blocks - before.deferred.blocks + n_freed, n as u64, "{now:?}");
+        heap.flush();
+        assert_eq!(book.n_live(), 0);
+    }
+    assert!(bursts(heap).deferred.blocks > 0);
 }
 
 /// Threads that build and drop, and drop what others have built, with flushes in between.
 fn many_threads() {
-    let (heap, book) = heap();
+    let book = Tracking::leak();
+    let heap = DeferFree::with_backing(book);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let flusher = scope.spawn(|| {
@@ -213,143 +361,109 @@ fn many_threads() {
                 heap.flush();
             }
         });
+        let heap = &heap;
         let workers: Vec<_> = (0..6)
             .map(|worker| {
                 scope.spawn(move || {
                     for round in 0..30 {
                         let n = 300 + (worker * 7 + round * 13) % 40 * 100;
-                        let some = blocks(heap, n);
+                        let some = allocs(heap, SMALL, n);
+                        let drop_it = || {
+                            let _scope = (round % 5 > 0).then(defer_scope);
+                            frees(heap, SMALL, some);
+                        };
                         if round % 3 == 0 {
-                            thread::spawn(move || free(heap, &some)).join().unwrap();
+                            thread::scope(|scope| scope.spawn(drop_it).join().unwrap());
                         } else {
-                            free(heap, &some);
+                            drop_it();
                         }
                     }
                 })
             })
             .collect();
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
         stop.store(true, Ordering::Relaxed);
         flusher.join().unwrap();
     });
+    // Nobody flushes any more.
     wait_until("all blocks are freed", || book.live_blocks() == 0);
+    assert!(bursts(&heap).deferred.blocks > 10_000);
 }
 
-fn bound() {
-    let book = Tracking::leak();
-    let heap: &Heap = Box::leak(Box::new(DeferFree::with_backing(book).max_pending(MIB)));
-    let some = blocks(heap, 300_000);
-    let start = Instant::now();
-    free(heap, &some);
-    let bursts = heap.stats().bursts;
-    assert!(bursts.over_bound_blocks > 0, "{bursts:?} in {:?}", start.elapsed());
-    assert!(heap.stats().peak_pending_bytes <= MIB as u64);
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
+/// The second one frees at once, what it is given in a scope too, and keeps nobody else from deferring.
+fn two_allocators() {
+    let ((first, first_book), (second, second_book)) = (heap(), heap());
+    frees(first, SMALL, allocs(first, SMALL, 10));
+    let both = [first, second].map(|heap| allocs(heap, SMALL, 10_000));
+    let n_live = first_book.n_live();
+    let _scope = defer_scope();
+    let [of_first, of_second] = both;
+    for (i, (one, other)) in of_first.into_iter().zip(of_second).enumerate() {
+        free(first, SMALL, one);
+        free(second, SMALL, other);
+        assert_eq!(second_book.n_live(), 10_000 - 1 - i);
+    }
+    assert!(n_live <= 10_010 && bursts(first).deferred.blocks == 10_010);
+    second.flush();
+    assert_eq!(bursts(second), BurstStats::default());
+    first.flush();
+    assert_eq!(first_book.n_live(), 0);
+    add_up(bursts(first), 10_010);
 }
 
-/// The next heap can have the batches, and never sees a block of the last.
-fn dropped_heap() {
-    for _ in 0..20 {
+/// All that waits is freed, that of threads which go on to live too, and the next one takes over: it counts from
+/// zero and never sees a block of the last.
+fn dropped() {
+    let (to_thread, theirs) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+    let (done, is_done) = mpsc::channel();
+    let other = thread::spawn(move || {
+        theirs.into_iter().for_each(|work| {
+            work();
+            done.send(()).unwrap();
+        });
+    });
+    for round in 0..30 {
         let book = Tracking::leak();
-        let heap: Heap = DeferFree::with_backing(book);
-        let some = blocks(&heap, BURST);
-        free(&heap, &some);
-        assert!(heap.stats().bursts.deferred.blocks > 0);
+        let heap = DeferFree::with_backing(book);
+        let n = 200 + round * 613;
+        let blocks = allocs(&heap, SMALL, n);
+        {
+            // SAFETY: the heap is there until the thread says that it is done.
+            let heap: &'static DeferFree<&'static Tracking> =
+                unsafe { &*std::ptr::from_ref(&heap) };
+            to_thread.send(Box::new(move || frees(heap, SMALL, blocks))).unwrap();
+            is_done.recv().unwrap();
+        }
+        frees(&heap, SMALL, allocs(&heap, SMALL, n));
+        let bursts = bursts(&heap);
+        assert_eq!(bursts.deferred.blocks, 2 * n as u64, "{bursts:?}");
+        assert_eq!(bursts.deferred.bytes, (2 * n * SMALL.size()) as u64, "{bursts:?}");
+        if round % 2 == 0 {
+            heap.flush();
+            add_up(heap.stats().bursts, 2 * n);
+        }
         drop(heap);
         wait_until("all blocks are freed", || book.live_blocks() == 0);
         wait_until("the drainer has ended", || drainers().is_empty());
     }
+    drop(to_thread);
+    other.join().unwrap();
 }
 
-fn fork_here() {
-    let (heap, book) = heap();
-    for _ in 0..20 {
-        let some = blocks(heap, BURST);
-        free(heap, &some);
-        let child = fork(20, || {
-            // What was inherited, and another burst.
-            let own = blocks(heap, BURST);
-            free(heap, &own);
-            heap.flush();
-            assert_eq!(book.live_blocks(), 0);
-            assert_eq!(heap.stats().bursts.pending.blocks, 0);
-        });
-        wait_ok(child);
-    }
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
-}
-
-/// Another thread is in the middle of a burst at the fork. At most the one block that it had in hand is
-/// lost to the child.
-fn fork_elsewhere() {
-    let (heap, book) = heap();
-    let stop = AtomicBool::new(false);
-    let n = 20_000;
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                let some = blocks(heap, n);
-                free(heap, &some);
-            }
-        });
-        for _ in 0..50 {
-            sleep_ms(3);
-            let child = fork(20, || {
-                // The books themselves may have been locked by the other thread: only a child in
-                // which they are not can tell.
-                if book.is_locked() {
-                    return;
-                }
-                let own = blocks(heap, BURST);
-                let before = book.live_blocks();
-                free(heap, &own);
-                heap.flush();
-                // Nothing spins: the drainer is asleep some time later.
-                assert!(book.live_blocks() <= before - BURST);
-            });
-            wait_ok(child);
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
-}
-
-fn exit_in_burst() {
-    let (heap, _) = heap();
-    let barrier: &'static Barrier = Box::leak(Box::new(Barrier::new(2)));
-    thread::spawn(move || {
-        let some = blocks(heap, 200_000);
-        barrier.wait();
-        free(heap, &some);
-    });
-    barrier.wait();
-    thread::sleep(Duration::from_millis(1));
-    std::process::exit(0);
-}
-
-fn scope() {
-    let (heap, book) = heap();
-    let some = blocks(heap, 100);
-    {
-        let _outer = deferfree::defer_scope();
-        let inner = deferfree::defer_scope();
-        free(heap, &some[..50]);
-        drop(inner);
-        free(heap, &some[50..]);
-        // An allocation does not pay back.
-        let more = blocks(heap, 10);
-        assert_eq!(book.live_blocks(), 110);
-        free(heap, &more);
-        assert_eq!(book.live_blocks(), 110);
-    }
-    let more = blocks(heap, 10);
-    free(heap, &more);
-    heap.flush();
-    assert_eq!(book.live_blocks(), 0);
-    assert_eq!(heap.stats().bursts.deferred.blocks, 110);
+/// A thread whose frees are deferred goes on after the allocator is gone that it had deferred them in.
+fn dropped_under_a_scope() {
+    let books = [(); 3].map(|()| Tracking::leak());
+    let [first, second, third] = books.map(DeferFree::with_backing);
+    let blocks = [&first, &second, &third].map(|heap| allocs(heap, SMALL, 100));
+    let _scope = defer_scope();
+    let [of_first, of_second, of_third] = blocks;
+    frees(&first, SMALL, of_first);
+    drop(first);
+    wait_until("all blocks are freed", || books[0].live_blocks() == 0);
+    wait_until("the drainer has ended", || drainers().is_empty());
+    frees(&second, SMALL, of_second);
+    frees(&third, SMALL, of_third);
+    second.flush();
+    third.flush();
+    assert_eq!(books.map(Tracking::live_blocks), [0; 3]);
 }

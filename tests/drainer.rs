@@ -32,7 +32,9 @@ fn main() -> ExitCode {
     match common::child_case().as_deref() {
         Some("goes_idle") => goes_idle_child(),
         Some("sleeps") => sleeps_child(),
+        Some("goes_idle_after_a_burst") => goes_idle_after_a_burst_child(),
         Some("wakes_each_time") => wakes_each_time_child(),
+        Some("wakes_for_each_burst") => wakes_for_each_burst_child(),
         Some("wakes_to_purge") => wakes_to_purge_child(),
         Some("purges_rarely_at_work") => purges_rarely_at_work_child(),
         Some("a_million_frees") => a_million_frees_child(),
@@ -47,7 +49,9 @@ fn main() -> ExitCode {
             return common::run(&[
                 ("goes_idle", || clean("goes_idle", "250ms")),
                 ("sleeps", || clean("sleeps", "20ms")),
+                ("goes_idle_after_a_burst", || clean("goes_idle_after_a_burst", "250ms")),
                 ("wakes_each_time", || clean("wakes_each_time", "5ms")),
+                ("wakes_for_each_burst", || clean("wakes_for_each_burst", "5ms")),
                 ("wakes_to_purge", wakes_to_purge),
                 ("purges_rarely_at_work", || clean("purges_rarely_at_work", "250ms")),
                 ("a_million_frees", a_million_frees),
@@ -117,6 +121,50 @@ fn wakes_each_time_child() {
             black_box(());
         }
     }
+}
+
+/// What was written down is freed within a second, the memory goes back, and then there is nothing to do until the
+/// next burst.
+fn goes_idle_after_a_burst_child() {
+    let before = rss();
+    for _ in 0..3 {
+        let mut blocks: Vec<_> = (0..500_000).map(|n| Box::new([n; 50])).collect();
+        (0..blocks.len()).for_each(|i| blocks.swap(i, i * 7919 % 500_000));
+        assert!(rss() > before + 90 * MIB);
+        let scope = deferfree::defer_scope();
+        drop(black_box(blocks));
+        drop(scope);
+        let start = Instant::now();
+        wait_until("nothing waits", || GLOBAL.stats().bursts.pending.blocks == 0);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        wait_until("memory is returned", || rss() < before + 30 * MIB);
+        sleep_ms(1600);
+        let of_drainer = || (voluntary_switches(drainer()), GLOBAL.stats().drainer_cpu_ns);
+        let idle = of_drainer();
+        sleep_ms(1000);
+        assert_eq!(of_drainer(), idle);
+    }
+    assert_eq!(GLOBAL.stats().bursts.deferred.blocks, 3 * 500_000);
+}
+
+/// As `wakes_each_time`, for small blocks, which are too few for anybody to tell the drainer of while it is awake.
+fn wakes_for_each_burst_child() {
+    for round in 0..80 {
+        let blocks = [0; 5].map(Box::new);
+        let scope = deferfree::defer_scope();
+        drop(black_box(blocks));
+        drop(scope);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while GLOBAL.stats().bursts.pending.blocks > 0 {
+            assert!(Instant::now() < deadline, "round {round}: the blocks went unnoticed");
+            thread::yield_now();
+        }
+        let pause = Instant::now();
+        while pause.elapsed() < Duration::from_micros(round * 500) {
+            black_box(());
+        }
+    }
+    assert_eq!(GLOBAL.stats().bursts.paid_back.blocks, 0);
 }
 
 /// Frees that are inline leave memory to be purged: the drainer hears of that too.

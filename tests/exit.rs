@@ -23,7 +23,7 @@ use deferfree::DeferFree;
 static GLOBAL: DeferFree = DeferFree::new();
 
 const TIMES: usize = 20;
-/// For each way to end with busy threads.
+/// For each way to end with busy threads, or full logs.
 const BUSY_TIMES: usize = 30;
 const WATCHDOG_SECS: u64 = 20;
 
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let Some(case) = common::child_case() else {
         return common::run(&[
             ("with_busy_threads", with_busy_threads),
+            ("with_full_logs", with_full_logs),
             ("where_mimalloc_unmaps_itself", where_mimalloc_unmaps_itself),
             ("frees_in_exit_handlers", frees_in_exit_handlers),
             ("first_block_in_an_exit_handler", first_block_in_an_exit_handler),
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
     match case.split_once(' ') {
         Some(("busy", way)) => {
             make_busy();
+            end(way)
+        }
+        Some(("full_logs", way)) => {
+            fill_logs();
             end(way)
         }
         Some(("calm", way)) => {
@@ -170,15 +175,28 @@ fn make_busy() {
     }
     thread::spawn(|| {
         loop {
-            let mut blocks: Vec<_> = (0..5000).map(|n| Box::new([n; 40])).collect();
-            // Those that lie in a row are freed at once.
-            (0..5000).for_each(|i| blocks.swap(i, i * 7919 % 5000));
-            drop(black_box(blocks));
+            drop_small(5000);
         }
     });
     wait_until("threads are busy", || {
         ROUNDS.load(Ordering::Relaxed) > 5 && GLOBAL.stats().bursts.deferred.blocks > 0
     });
+}
+
+/// Frees small blocks in no order.
+fn drop_small(n: usize) {
+    let mut blocks: Vec<_> = (0..n).map(|n| Box::new([n; 12])).collect();
+    (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+    drop(black_box(blocks));
+}
+
+/// The logs of two threads, one of which goes on and one of which has just ended, and a drainer that has begun with
+/// one of them.
+fn fill_logs() {
+    thread::spawn(|| drop_small(50_000)).join().unwrap();
+    drop_small(100_000);
+    assert!(GLOBAL.stats().bursts.deferred.blocks > 140_000);
+    sleep_ms(u64::from(std::process::id()) % 8);
 }
 
 const WAYS: [&str; 9] = [
@@ -192,12 +210,20 @@ const WAYS: [&str; 9] = [
     "panic_elsewhere",
     "exit_elsewhere",
 ];
-/// Whatever the number of CPUs.
-const BURST: (&str, &str) = ("DEFERFREE_BURST", "256");
+/// All small blocks are deferred.
+const BURST: (&str, &str) = ("DEFERFREE_BURST", "0");
 /// Those that run exit handlers.
 const ORDERLY: [&str; 4] = ["return", "exit", "panic", "exit_elsewhere"];
 
 fn with_busy_threads() {
+    each_way("busy", &WAYS);
+}
+
+fn with_full_logs() {
+    each_way("full_logs", &ORDERLY);
+}
+
+fn each_way(case: &str, ways: &[&str]) {
     let times = std::env::var("EXIT_TIMES").map_or(BUSY_TIMES, |times| times.parse().unwrap());
     let next = AtomicUsize::new(0);
     // Two at a time: a child waits for most of its short life.
@@ -206,9 +232,9 @@ fn with_busy_threads() {
             scope.spawn(|| {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(way) = WAYS.get(n / times) else { break };
+                    let Some(way) = ways.get(n / times) else { break };
                     let delay = ["0ms", "4ms", "250ms"][n % 3];
-                    expect("busy", way, &[("DEFERFREE_DELAY", delay), BURST]);
+                    expect(case, way, &[("DEFERFREE_DELAY", delay), BURST]);
                 }
             });
         }
@@ -222,7 +248,7 @@ fn where_mimalloc_unmaps_itself() {
         for n in 0..TIMES {
             let delay = ["0ms", "1ms", "4ms", "250ms"][n % 4];
             let env = [("DEFERFREE_DELAY", delay), ("MIMALLOC_DESTROY_ON_EXIT", "1"), BURST];
-            expect(["calm", "busy"][n / 4 % 2], way, &env);
+            expect(["calm", "busy", "full_logs"][n / 4 % 3], way, &env);
         }
         for _ in 0..TIMES / 2 {
             let env = [("DEFERFREE_DELAY", "0ms"), ("MIMALLOC_DESTROY_ON_EXIT", "1")];

@@ -13,7 +13,8 @@ use deferfree::{Backing, DeferFree, flush_values, later};
 #[derive(Clone, Copy)]
 struct Counting;
 
-const ODD_SIZE: usize = 1234;
+// A block below 4 KiB comes to the backing without its size.
+const ODD_SIZE: usize = 12_345;
 static FREED_BY_CALLER: AtomicUsize = AtomicUsize::new(0);
 static FREED_BY_OTHERS: AtomicUsize = AtomicUsize::new(0);
 
@@ -41,7 +42,7 @@ unsafe impl GlobalAlloc for Counting {
 // SAFETY: as above; the defaults are right for any allocator.
 unsafe impl Backing for Counting {}
 
-// Without bursts: a block that is freed in one comes to the backing without its size.
+// Without bursts: what is freed in one comes to the backing without its size as well.
 #[global_allocator]
 static GLOBAL: DeferFree<Counting> = DeferFree::with_backing(Counting).burst(None);
 

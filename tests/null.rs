@@ -15,7 +15,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{GIB, KIB, MIB, run_child, touched, wait_until};
+use common::{GIB, KIB, MIB, limit_address_space, run_child, touched, wait_until};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -158,14 +158,6 @@ fn realloc_fails_child() {
         heap.flush();
         assert_eq!(book.live_blocks(), 0);
     }
-}
-
-fn limit_address_space(more: usize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let now: usize = statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096;
-    let limit = libc::rlimit { rlim_cur: (now + more) as u64, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is a live variable.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
 }
 
 fn try_block(size: usize) -> Option<Vec<u8>> {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, threads, touched, wait_until,
+    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, threads, touched, use_one_cpu,
+    wait_until,
 };
 use deferfree::DeferFree;
 
@@ -41,21 +42,11 @@ fn main() -> ExitCode {
 
 /// The watchdog's time is that for a busy machine: each takes a second or two.
 fn run(case: &str) {
-    for burst in ["256", "off"] {
+    for burst in ["0", "128", "off"] {
         let env = [("DEFERFREE_BURST", burst), ("DEFERFREE_DELAY", "4ms")];
         let output = run_child(case, &env, 100);
         print!("{}", output.stdout);
         output.expect_clean();
-    }
-}
-
-/// This process and all that it starts share the CPU it is on. For as long as there is one thread.
-fn use_one_cpu() {
-    // SAFETY: a set that is all zeros is empty; the CPU is one of those that there are.
-    unsafe {
-        let mut cpus = std::mem::zeroed::<libc::cpu_set_t>();
-        libc::CPU_SET(libc::sched_getcpu() as usize, &mut cpus);
-        assert_eq!(libc::sched_setaffinity(0, size_of_val(&cpus), &cpus), 0);
     }
 }
 

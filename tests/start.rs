@@ -171,10 +171,12 @@ fn rounded_before_the_start() {
 
 fn small_program_child() {
     let mut words: HashMap<usize, String> = HashMap::new();
-    for n in 0..100 {
-        words.insert(n, n.to_string().repeat(10));
+    for n in 0..1000 {
+        words.insert(n % 100, n.to_string().repeat(10));
     }
-    thread::spawn(move || drop(words)).join().unwrap();
+    // Never more than two frees in a row.
+    let work = move || (0..100).for_each(|n| _ = words.remove(&n).map(|word| word + "s"));
+    thread::spawn(work).join().unwrap();
     let almost = vec![1u8; GLOBAL.config().threshold_bytes - 1];
     drop(black_box(almost));
     assert_eq!(drainers(), []);

@@ -15,8 +15,8 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, run_child, touched, wait_ok,
-    wait_until,
+    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, refuse_calls, run_child, touched,
+    wait_ok, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -26,7 +26,7 @@ static GLOBAL: DeferFree = DeferFree::new();
 fn main() -> ExitCode {
     match common::child_case().as_deref() {
         Some("free_comes_first") => free_comes_first(),
-        Some("first_bursts_at_once") => first_bursts_at_once(),
+        Some("first_bursts_at_once") => first_bursts_at_once_child(),
         Some("first_frees_after_a_fork") => first_frees_after_a_fork(),
         Some("allocations_inside_the_start") => allocations_inside_the_start(),
         Some("filter") => refused_by_a_filter_child(),
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         None => {
             return common::run(&[
                 ("free_comes_first", || clean("free_comes_first")),
-                ("first_bursts_at_once", || (0..10).for_each(|_| clean("first_bursts_at_once"))),
+                ("first_bursts_at_once", first_bursts_at_once),
                 ("first_frees_after_a_fork", || clean("first_frees_after_a_fork")),
                 ("allocations_inside_the_start", || clean("allocations_inside_the_start")),
                 ("refused_by_a_filter", refused_by_a_filter),
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn clean(case: &str) {
-    run_child(case, &[("DEFERFREE_BURST", "256")], 30).expect_clean();
+    run_child(case, &[("DEFERFREE_BURST", "128")], 30).expect_clean();
 }
 
 /// As an allocator sees it that is put in front of a running program.
@@ -75,6 +75,12 @@ fn free_comes_first() {
 
 /// The first thing that starts a drainer is a free, on each of 64 threads.
 fn first_bursts_at_once() {
+    for _ in 0..10 {
+        run_child("first_bursts_at_once", &[("DEFERFREE_BURST", "128")], 30).expect_clean();
+    }
+}
+
+fn first_bursts_at_once_child() {
     const N: usize = 64;
     let all: Vec<Vec<Box<[u64; 6]>>> = (0..N)
         .map(|_| {
@@ -208,7 +214,7 @@ fn refused_by_a_filter() {
         (libc::ENOSYS, "clone3", true),
     ] {
         let mut command = command("filter");
-        command.env("ERRNO", errno.to_string()).env("CALLS", what).env("DEFERFREE_BURST", "256");
+        command.env("ERRNO", errno.to_string()).env("CALLS", what).env("DEFERFREE_BURST", "128");
         command.env("RUNS", if runs { "yes" } else { "no" });
         let output = finish(command, 20);
         output.expect_code(0);
@@ -224,7 +230,7 @@ fn refused_by_a_filter() {
 }
 
 fn refused_by_a_filter_child() {
-    let errno: u32 = std::env::var("ERRNO").unwrap().parse().unwrap();
+    let errno: i32 = std::env::var("ERRNO").unwrap().parse().unwrap();
     let both = std::env::var("CALLS").unwrap() == "both";
     let runs = std::env::var("RUNS").unwrap() == "yes";
     refuse_threads(errno, both);
@@ -251,30 +257,8 @@ fn refused_by_a_filter_child() {
 }
 
 /// Has `clone3`, and `clone` with `both`, fail from now on.
-fn refuse_threads(errno: u32, both: bool) {
-    // linux/bpf_common.h, linux/seccomp.h
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    const ALLOW: u32 = 0x7fff_0000;
-    const ERRNO: u32 = 0x0005_0000;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let second = if both { libc::SYS_clone } else { libc::SYS_clone3 };
-    let mut filter = [
-        // The number of the system call comes first in `struct seccomp_data`.
-        step(LOAD_WORD, 0, 0, 0),
-        step(JUMP_EQUAL, 1, 0, libc::SYS_clone3 as u32),
-        step(JUMP_EQUAL, 0, 1, second as u32),
-        step(RETURN, 0, 0, ERRNO | errno),
-        step(RETURN, 0, 0, ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: a program of the given length, which the kernel copies.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let mode = libc::SECCOMP_MODE_FILTER;
-        let set = libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program);
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    }
+fn refuse_threads(errno: i32, both: bool) {
+    let calls = [libc::SYS_clone3, libc::SYS_clone];
+    refuse_calls(if both { &calls } else { &calls[..1] }, errno);
     assert!(thread::Builder::new().spawn(|| ()).is_err() || !both);
 }

@@ -165,7 +165,7 @@ fn nothing_to_report() {
 
 /// Every large free is timed, no other; bursts go on as without.
 fn latency() {
-    let env = [("DEFERFREE_STATS", "latency"), ("DEFERFREE_BURST", "256")];
+    let env = [("DEFERFREE_STATS", "latency"), ("DEFERFREE_BURST", "128")];
     let output = run_child("times", &env, SECS);
     output.expect_code(0);
     let cost = line(&output.stderr, "a large free cost");
@@ -215,9 +215,11 @@ fn times_child() {
     }
     assert_eq!(stats().bursts.deferred.blocks, 0, "{:?}", stats().bursts);
     if GLOBAL.config().enabled {
+        let scope = deferfree::defer_scope();
         drop(some);
+        drop(scope);
         GLOBAL.flush();
-        assert!(stats().bursts.deferred.blocks > 1000, "{:?}", stats().bursts);
+        assert_eq!(stats().bursts.deferred.blocks, 2000, "{:?}", stats().bursts);
     }
 }
 
@@ -277,37 +279,39 @@ fn adds_up_child() {
     assert!(end.drainer_cpu_ns > 0);
 }
 
-/// Those of a burst are in the report, and nowhere else.
+/// Small blocks that were deferred are in the report, and nowhere else.
 fn bursts() {
-    let (_, report) = to_json("bursts", "bursts", &[("DEFERFREE_BURST", "256")]);
+    let (_, report) = to_json("bursts", "bursts", &[("DEFERFREE_BURST", "off")]);
     let burst = &report["bursts"];
-    assert!(blocks(burst, "deferred") > 15_000, "{report}");
-    let [gone, gone_bytes] = [0, 1].map(|i| {
-        let bytes = |name: &str| burst[name]["bytes"].as_u64().unwrap();
-        let sum = |name: &str| [blocks(burst, name), bytes(name)][i];
-        sum("drained") + sum("paid_back")
-    });
-    assert_eq!(gone_bytes, 300 * gone, "{report}");
-    assert_eq!(blocks(burst, "deferred"), gone + blocks(burst, "pending"), "{report}");
-    // The thread is in its burst still when it ends what it was at.
-    assert!(blocks(burst, "pending") < 10, "{report}");
-    let env = [("DEFERFREE_STATS", "1"), ("DEFERFREE_BURST", "256")];
+    assert_eq!(blocks(burst, "deferred"), 20_010, "{report}");
+    let bytes = |name: &str| burst[name]["bytes"].as_u64().unwrap();
+    let gone = blocks(burst, "drained") + blocks(burst, "paid_back");
+    assert_eq!(bytes("drained") + bytes("paid_back"), 300 * gone, "{report}");
+    assert_eq!(blocks(burst, "pending"), 20_010 - gone, "{report}");
+    // The last ones came just before the exit.
+    assert!((20_000..=20_010).contains(&gone), "{report}");
+    for name in ["deferred_bursts", "hot_bursts", "wasted_bursts", "skipped_bursts"] {
+        assert_eq!(burst[name], 0, "nothing was judged: {report}");
+    }
+    assert_eq!((blocks(&report, "handed_over"), &report["sizes"]), (0, &Value::Array(Vec::new())));
+    let env = [("DEFERFREE_STATS", "1"), ("DEFERFREE_BURST", "off")];
     let table = run_child("bursts", &env, SECS).stderr;
-    let deferred = line(&table, "deferred").split_whitespace().next().unwrap();
-    assert!(deferred.parse::<u64>().unwrap() > 15_000, "{table}");
-    let waiting = line(&table, "waiting ").split_whitespace().next().unwrap();
-    assert!(waiting.parse::<u64>().unwrap() < 10, "{table}");
+    let (bursts, rest) = table.split_once("small blocks in bursts").unwrap();
+    assert_eq!(line(bursts, "deferred"), "0", "{table}");
+    let first = |name| line(rest, name).split_whitespace().next().unwrap().parse::<u64>().unwrap();
+    assert_eq!(first("deferred"), 20_010, "{table}");
+    assert!(first("waiting") <= 10, "{table}");
 }
 
 fn bursts_child() {
-    let mut blocks: Vec<_> = (0..20_000).map(|_| Some(Box::new([1u8; 300]))).collect();
-    for i in 0..blocks.len() {
-        // In no order: blocks that follow each other are freed at once.
-        let other = i * 7919 % 20_000;
-        blocks[other] = None;
-    }
+    let mut blocks: Vec<_> = (0..20_010).map(|_| Some(Box::new([1u8; 300]))).collect();
+    let mut free = |from, to| {
+        let _scope = deferfree::defer_scope();
+        (from..to).for_each(|i| blocks[i] = None);
+    };
+    free(0, 20_000);
     GLOBAL.flush();
-    drop(black_box(blocks));
+    free(20_000, 20_010);
 }
 
 /// Blocks whose free unmaps them are released by system calls of 4 MiB at most.

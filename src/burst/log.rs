@@ -356,11 +356,43 @@ impl Log {
         n_rounds >= QUIET_ROUNDS
     }
 
-    /// In a forked child, on its only thread: no thread holds it, and nobody empties it.
-    pub(super) fn forget_threads(&self) {
+    /// In a forked child, on its only thread: no thread holds it, and nobody empties it. Where a thread of the parent was
+    /// just going from one chunk to the next, tail and counts may not belong together: they are told from the chunks
+    /// that there are. The bytes that are granted for them are returned.
+    pub(super) fn forget_threads(&self, pool: &Pool) -> usize {
         self.held.store(false, Ordering::Relaxed);
         self.emptying.store(false, Ordering::Relaxed);
         self.in_hand.store(0, Ordering::Relaxed);
+        let mut granted_bytes = 0;
+        let mut n_blocks = 0;
+        let mut tail = self.head.load(Ordering::Relaxed);
+        self.tail.store(tail, Ordering::Relaxed);
+        while let Some(next) = tail.checked_sub(1).and_then(|index| pool.get(index).next()) {
+            let chunk = pool.get(tail - 1);
+            granted_bytes += chunk.bytes();
+            n_blocks += chunk.n_written(0);
+            tail = next + 1;
+            self.tail.store(tail, Ordering::Relaxed);
+        }
+        // What has been taken of the head counts as taken.
+        let n_before = self.taken.tally().blocks.wrapping_sub(self.head_slot().into());
+        let bytes_before = self.taken.tally().bytes.wrapping_sub(self.head_bytes() as u64);
+        self.left.set(Tally {
+            blocks: n_before.wrapping_add(n_blocks as u64),
+            bytes: bytes_before.wrapping_add(granted_bytes as u64),
+        });
+        granted_bytes
+    }
+
+    /// Slots of the head that have been taken; 0 if there is no head.
+    fn head_slot(&self) -> u32 {
+        let has_head = self.head.load(Ordering::Relaxed) != 0;
+        if has_head { self.head_slot.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    fn head_bytes(&self) -> usize {
+        let has_head = self.head.load(Ordering::Relaxed) != 0;
+        if has_head { self.head_bytes.load(Ordering::Relaxed) } else { 0 }
     }
 }
 
@@ -458,5 +490,241 @@ impl Emptying<'_> {
 impl Drop for Emptying<'_> {
     fn drop(&mut self) {
         self.log.emptying.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::pool::{CHUNKS, Cursor, Pool, SLOTS};
+    use super::{FEW_SLOTS, Log, NotWritten};
+    use std::ptr;
+
+    const BASE: usize = 0x7f00_0000_0000;
+
+    fn block(i: usize) -> *mut u8 {
+        ptr::without_provenance_mut(BASE + 8 * i)
+    }
+
+    /// A thread that writes, and what it was asked to grant.
+    struct Writer<'a> {
+        log: &'a Log,
+        pool: &'a Pool,
+        cursor: Cursor,
+        asked: Vec<usize>,
+        grants: bool,
+    }
+
+    impl Writer<'_> {
+        fn new<'a>(log: &'a Log, pool: &'a Pool) -> Writer<'a> {
+            assert!(log.try_hold());
+            Writer { log, pool, cursor: Cursor::NOWHERE, asked: Vec::new(), grants: true }
+        }
+
+        /// Whether it had to be opened.
+        fn write(&mut self, block: *mut u8, size: usize) -> Result<bool, NotWritten> {
+            let grant = |bytes| {
+                self.asked.push(bytes);
+                self.grants
+            };
+            let entry = self.log.write(self.pool, self.cursor, block, size, grant)?;
+            self.cursor = entry.cursor;
+            Ok(entry.opened)
+        }
+    }
+
+    /// Blocks and bytes of all that waits, and the grant that was given up.
+    fn empty(log: &Log, pool: &Pool) -> (Vec<usize>, usize, usize) {
+        let mut emptying = log.try_empty().unwrap();
+        let (mut blocks, mut bytes) = (Vec::new(), 0);
+        while let Some(run) = emptying.next(pool) {
+            bytes += run.bytes;
+            let n_before = blocks.len();
+            run.chunk.each_block(run.slots, |_| (), |block| blocks.push(block.addr()));
+            assert_eq!(blocks.len() - n_before, run.n_blocks());
+        }
+        (blocks, bytes, emptying.give_up_grant())
+    }
+
+    fn addresses(numbers: std::ops::Range<usize>) -> Vec<usize> {
+        numbers.map(|i| block(i).addr()).collect()
+    }
+
+    #[test]
+    fn what_is_written_comes_out_in_order() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        assert_eq!(empty(&log, &pool), (vec![], 0, 0));
+        for i in 0..3 * SLOTS {
+            assert_eq!(writer.write(block(i), 5), Ok(i % SLOTS == 0));
+            assert_eq!(log.n_waiting(writer.cursor), i as u64 + 1);
+        }
+        assert_eq!(log.written(&pool).blocks, 3 * SLOTS as u64);
+        let chunk_bytes = 5 * SLOTS;
+        assert_eq!(writer.asked, [0, chunk_bytes, chunk_bytes]);
+        assert_eq!(empty(&log, &pool), (addresses(0..3 * SLOTS), 3 * chunk_bytes, 2 * chunk_bytes));
+        assert!(log.is_empty(&pool) && log.n_waiting(writer.cursor) == 0);
+        // Where it has been taken from, the thread goes on.
+        assert_eq!(writer.write(block(7), 1), Ok(true));
+        assert_eq!(writer.write(block(8), 2), Ok(false));
+        assert_eq!(empty(&log, &pool), (addresses(7..9), 3, chunk_bytes));
+        assert_eq!((log.written(&pool), log.taken()), (log.taken(), log.written(&pool)));
+        assert_eq!(log.taken().bytes, 3 * chunk_bytes as u64 + 3);
+        assert_eq!(pool.n_used(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_changes_nothing() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        let misaligned = ptr::without_provenance_mut(BASE + 4);
+        assert_eq!(writer.write(misaligned, 1), Err(NotWritten::OutOfReach));
+        (0..SLOTS).for_each(|i| _ = writer.write(block(i), 1).unwrap());
+        writer.grants = false;
+        for _ in 0..3 {
+            assert_eq!(writer.write(block(SLOTS), 1), Err(NotWritten::OverBound));
+            assert_eq!((pool.n_used(), log.n_waiting(writer.cursor)), (1, SLOTS as u64));
+        }
+        writer.grants = true;
+        writer.asked.clear();
+        let others: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(writer.write(block(SLOTS), 1), Err(NotWritten::NoChunk));
+        assert_eq!((writer.asked.len(), pool.n_used()), (0, CHUNKS));
+        others.into_iter().for_each(|index| pool.give_back(index, 0));
+        assert_eq!(writer.write(block(SLOTS), 1), Ok(true));
+        assert_eq!(empty(&log, &pool), (addresses(0..SLOTS + 1), SLOTS + 1, SLOTS));
+    }
+
+    /// A few blocks of another place are not worth a chunk, many are.
+    #[test]
+    fn blocks_of_two_places() {
+        const FAR: usize = 64 << 30;
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        let far = |i| ptr::without_provenance_mut::<u8>(BASE + FAR + 8 * i);
+        for i in 0..FEW_SLOTS {
+            assert_eq!(writer.write(block(i), 1), Ok(i == 0));
+            if i + 1 < FEW_SLOTS {
+                assert_eq!(writer.write(far(i), 1), Err(NotWritten::OutOfReach));
+            }
+        }
+        assert_eq!(writer.write(far(0), 1), Ok(true));
+        assert_eq!(writer.write(block(9), 1), Err(NotWritten::OutOfReach));
+        assert_eq!(writer.write(far(1), 1), Ok(false));
+        let expected = [addresses(0..FEW_SLOTS), vec![far(0).addr(), far(1).addr()]].concat();
+        assert_eq!(empty(&log, &pool), (expected, FEW_SLOTS + 2, FEW_SLOTS));
+        // Nothing waits: the place may change.
+        assert_eq!(writer.write(block(9), 1), Ok(true));
+        assert_eq!(empty(&log, &pool).0, addresses(9..10));
+    }
+
+    #[test]
+    fn one_thread_holds_a_log_and_one_empties_it() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        assert!(!log.try_hold());
+        writer.write(block(0), 1).unwrap();
+        {
+            let _emptying = log.try_empty();
+            assert!(log.try_empty().is_none());
+        }
+        log.let_go();
+        assert!(!log.try_hold(), "what the last one left is still there");
+        assert!(log.is_to_be_given_up() && !log.is_held());
+        assert_eq!(empty(&log, &pool).0.len(), 1);
+        assert!(!log.is_to_be_given_up() && log.try_hold());
+        assert_eq!(pool.n_used(), 0);
+    }
+
+    /// Its thread has rested before it ends: all has been taken, but the chunk is the thread's still.
+    #[test]
+    fn an_empty_log_is_given_up() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        writer.write(block(0), 3).unwrap();
+        assert_eq!(empty(&log, &pool).0.len(), 1);
+        log.let_go();
+        assert!(log.is_empty(&pool) && log.is_to_be_given_up() && !log.try_hold());
+        assert_eq!(empty(&log, &pool), (vec![], 0, 0));
+        assert_eq!((log.is_to_be_given_up(), pool.n_used()), (false, 0));
+        assert_eq!(log.written(&pool), log.taken());
+        let mut next = Writer::new(&log, &pool);
+        assert_eq!(next.write(block(1), 4), Ok(true));
+        assert_eq!(empty(&log, &pool), (addresses(1..2), 4, 0));
+        assert_eq!((log.taken().blocks, log.taken().bytes), (2, 7));
+    }
+
+    /// While the drainer frees what a thread left, nobody else writes there: it counts as that thread's.
+    #[test]
+    fn a_log_in_hand_is_nobodys() {
+        let log = Log::new();
+        log.begin_drain(5);
+        assert_eq!((log.in_hand(), log.try_hold()), ((5, 5), false));
+        log.set_in_hand(0);
+        assert_eq!((log.in_hand(), log.try_hold()), ((5, 0), true));
+    }
+
+    #[test]
+    fn a_write_opens_a_closed_log() {
+        let (pool, log) = (Pool::new(), Log::new());
+        assert!(log.close(&pool) && log.is_closed(&pool), "nobody writes");
+        let mut writer = Writer::new(&log, &pool);
+        assert_eq!(writer.write(block(0), 1), Ok(true));
+        assert!(!log.close(&pool) && !log.is_closed(&pool), "something waits");
+        empty(&log, &pool);
+        assert!(!log.is_closed(&pool), "the thread may write without telling anybody");
+        {
+            let _emptying = log.try_empty();
+            assert!(!log.close(&pool));
+        }
+        assert!(log.close(&pool) && log.is_closed(&pool));
+        assert_eq!(writer.write(block(1), 1), Ok(true));
+        assert_eq!(writer.write(block(2), 1), Ok(false));
+        assert!(!log.is_closed(&pool));
+        assert_eq!(empty(&log, &pool).0, addresses(1..3));
+        // At the end of a chunk as well.
+        (3..SLOTS).for_each(|i| _ = writer.write(block(i), 1));
+        empty(&log, &pool);
+        assert!(log.close(&pool) && writer.cursor.is_at_end());
+        assert_eq!(writer.write(block(SLOTS), 1), Ok(true));
+        assert_eq!(empty(&log, &pool).0, addresses(SLOTS..SLOTS + 1));
+    }
+
+    /// What is judged is what was written last and waits.
+    #[test]
+    fn the_last_written_are_shown() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        let last = |writer: &Writer<'_>, n| {
+            let mut shown = Vec::new();
+            let emptying = log.try_empty().unwrap();
+            emptying.last_written(&pool, writer.cursor, n, |block| shown.push(block.addr()));
+            shown
+        };
+        assert_eq!(last(&writer, 3), []);
+        (0..5).for_each(|i| _ = writer.write(block(i), 1));
+        assert_eq!(last(&writer, 3), addresses(2..5));
+        assert_eq!(last(&writer, 10), addresses(0..5));
+        empty(&log, &pool);
+        assert_eq!(last(&writer, 10), []);
+        (5..8).for_each(|i| _ = writer.write(block(i), 1));
+        assert_eq!(last(&writer, 10), addresses(5..8));
+    }
+
+    /// In a forked child the thread that wrote is gone, and so is who emptied.
+    #[test]
+    fn a_forked_child_empties_what_it_finds() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        (0..SLOTS + 3).for_each(|i| _ = writer.write(block(i), 1));
+        let mut emptying = log.try_empty().unwrap();
+        let run = emptying.next(&pool).unwrap();
+        assert_eq!(run.n_blocks(), SLOTS);
+        std::mem::forget(emptying);
+        log.begin_drain(3);
+        log.forget_threads(&pool);
+        // Those that had just been taken were the other process's.
+        assert_eq!(empty(&log, &pool).0, addresses(SLOTS..SLOTS + 3));
+        assert_eq!(pool.n_used(), 0);
+        assert!(log.try_hold());
     }
 }

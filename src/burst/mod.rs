@@ -452,7 +452,8 @@ impl Bursts {
         self.orphaned.store(true, Ordering::Relaxed);
         self.settles.store(false, Ordering::Relaxed);
         self.told.store(false, Ordering::Relaxed);
-        self.logs.iter().for_each(Log::forget_threads);
+        let granted_bytes = self.logs.iter().map(|log| log.forget_threads(&self.pool)).sum();
+        self.full_bytes.store(granted_bytes, Ordering::Relaxed);
         local::here().forked_child();
     }
 }

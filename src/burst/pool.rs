@@ -353,3 +353,141 @@ impl Pool {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{CHUNK_BYTES, CHUNKS, Cursor, Place, Pool, REACH_BYTES, SLOTS};
+    use std::ptr;
+
+    fn block(address: usize) -> *mut u8 {
+        ptr::without_provenance_mut(address)
+    }
+
+    #[test]
+    fn an_address_is_its_place() {
+        const NEAR: usize = 0x7f12_3456_7890;
+        let base = Place::base_near(block(NEAR));
+        for address in [base, NEAR, NEAR + 8, NEAR - (12 << 30), NEAR + (12 << 30)] {
+            let place = Place::of(base, block(address)).unwrap();
+            assert_eq!(place.block(base).addr(), address);
+        }
+        let last = base + REACH_BYTES - 16;
+        assert_eq!(Place::of(base, block(last)).unwrap().block(base).addr(), last);
+        for far in [base - 8, base + REACH_BYTES - 8, NEAR + 4, NEAR + 1, 0x5555_0000_1000] {
+            assert_eq!(Place::of(base, block(far)), None, "{far:x}");
+        }
+        // Blocks at the lower end of the address space.
+        assert_eq!(Place::base_near(block(4096)), 0);
+    }
+
+    #[test]
+    fn a_page_has_one_number() {
+        let base = Place::base_near(block(0x7f12_3456_0000));
+        let page = |address| Place::of(base, block(address)).unwrap().page();
+        let first = page(0x7f12_3456_0000);
+        assert_eq!(page(0x7f12_3456_fff8), first);
+        assert_eq!(page(0x7f12_3457_0000), first + 1);
+        assert_eq!(page(0x7f12_3455_fff8), first - 1);
+    }
+
+    #[test]
+    fn a_chunk_holds_what_is_written_until_it_is_closed() {
+        let pool = Pool::new();
+        let chunk = pool.get(pool.take().unwrap());
+        assert!(Cursor::NOWHERE.is_at_end() && Cursor::NOWHERE.n_before() == 0);
+        let mut cursor = chunk.begin(1 << 40);
+        for n in 0..SLOTS {
+            assert_eq!((cursor.n_before(), cursor.is_at_end()), (n, false));
+            if n == 10 {
+                chunk.close();
+                // SAFETY: a slot of this chunk, where the last one was written.
+                assert!(unsafe { cursor.write(block(1 << 40), 5) }.is_none());
+                assert!(chunk.is_closed());
+                chunk.open();
+            }
+            // SAFETY: as above.
+            cursor = unsafe { cursor.write(block((1 << 40) + 8 * n), 3) }.unwrap();
+        }
+        assert_eq!((cursor.n_before(), cursor.is_at_end()), (SLOTS, true));
+        assert_eq!((chunk.n_written(0), chunk.n_written(7)), (SLOTS, SLOTS));
+        assert_eq!(chunk.bytes(), 3 * SLOTS);
+        let mut shown = Vec::new();
+        chunk.each_block((1, SLOTS), |_| (), |block| shown.push(block.addr() - (1 << 40)));
+        assert_eq!(shown, (1..SLOTS).map(|n| 8 * n).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_pool_ends_and_recycles_the_lowest_first() {
+        let pool = Pool::new();
+        let taken: Vec<u32> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(taken, (0..CHUNKS as u32).collect::<Vec<_>>());
+        for index in [4000, 17, 3] {
+            pool.give_back(index, 0);
+        }
+        assert_eq!(pool.n_used(), CHUNKS - 3);
+        assert_eq!(
+            [pool.take(), pool.take(), pool.take(), pool.take()],
+            [Some(3), Some(17), Some(4000), None]
+        );
+    }
+
+    #[test]
+    fn a_chunk_is_empty_when_it_is_taken_again() {
+        let pool = Pool::new();
+        let index = pool.take().unwrap();
+        let chunk = pool.get(index);
+        // SAFETY: slots of this chunk, one after the other.
+        unsafe {
+            let cursor = chunk.begin(0).write(block(8), 100).unwrap();
+            cursor.write(block(16), 100).unwrap();
+        }
+        chunk.link(5);
+        chunk.close();
+        pool.give_back(index, 2);
+        assert_eq!(pool.take(), Some(index));
+        assert_eq!((chunk.n_written(0), chunk.bytes(), chunk.next()), (0, 0, None));
+        chunk.begin(0);
+        assert!(!chunk.is_closed());
+    }
+
+    #[test]
+    fn purging_spares_chunks_in_use() {
+        let pool = Pool::new();
+        let taken: Vec<u32> = (0..200).filter_map(|_| pool.take()).collect();
+        for &index in &taken {
+            pool.get(index).begin(index as usize);
+        }
+        // All of the second group, and all of the third but one.
+        for index in 64..191 {
+            pool.give_back(index, 0);
+        }
+        pool.purge();
+        for index in (0..64).chain(191..200) {
+            assert_eq!(pool.get(index).base(), index as usize);
+        }
+        for index in 64..128 {
+            assert_eq!(pool.get(index).base(), 0, "its memory was returned");
+        }
+        assert_eq!((pool.take(), pool.n_used()), (Some(64), 74));
+    }
+
+    #[test]
+    fn what_was_made_ready_is_returned_too() {
+        let pool = Pool::new();
+        pool.get(pool.take().unwrap()).begin(7);
+        pool.make_ready(0, 300);
+        assert_eq!(pool.get(0).base(), 7);
+        // SAFETY: inside the mapping of the pool, to which nobody else has a pointer here.
+        let in_core = |index: u32| unsafe {
+            let mut page = 0;
+            let chunk = ptr::from_ref(pool.get(index)).cast_mut();
+            assert_eq!(libc::mincore(chunk.cast(), CHUNK_BYTES, &mut page), 0);
+            page & 1 == 1
+        };
+        // A system that cannot make memory ready has nothing to return.
+        let could = in_core(299);
+        pool.purge();
+        assert!(!in_core(299) && !in_core(100), "{could}");
+        assert_eq!(pool.get(0).base(), 7);
+    }
+}

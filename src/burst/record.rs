@@ -91,3 +91,54 @@ impl Record {
         self.level.set((level + 1).min(SKIPS.len() - 1) as u8);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{REST_NS, REST_NS_PER_BLOCK, Record, SKIPS};
+
+    /// How many bursts are freed at once now.
+    fn n_skipped(record: &Record) -> usize {
+        (0..).take_while(|_| record.skips()).count()
+    }
+
+    #[test]
+    fn each_time_more_are_skipped() {
+        let record = Record::new();
+        assert_eq!(n_skipped(&record), 0);
+        for skip in SKIPS.into_iter().chain([*SKIPS.last().unwrap(); 2]) {
+            record.note_wasted();
+            assert_eq!(n_skipped(&record), usize::from(skip));
+            assert_eq!(n_skipped(&record), 0);
+        }
+        record.note_worth_it();
+        record.note_hot();
+        assert_eq!(n_skipped(&record), usize::from(SKIPS[0]));
+    }
+
+    #[test]
+    fn rest_is_forgiven_where_a_burst_was_wasted() {
+        let n_blocks = 1000;
+        let enough = REST_NS + u64::from(n_blocks) * REST_NS_PER_BLOCK;
+        let unasked = || panic!("the clock is not to be read");
+        for (wasted, rest_ns, forgiven) in
+            [(true, enough - 1, false), (true, enough, true), (false, enough, false)]
+        {
+            let record = Record::new();
+            if wasted {
+                record.note_wasted()
+            } else {
+                record.note_hot()
+            }
+            assert!(record.skips());
+            assert_eq!(record.may_be_forgiven(), wasted);
+            record.note_rest(unasked);
+            if record.may_be_forgiven() {
+                record.note_skipped(5, 0);
+                record.note_skipped(7, n_blocks);
+                record.note_rest(|| 7 + rest_ns);
+                record.note_rest(unasked);
+            }
+            assert_eq!(n_skipped(&record), if forgiven { 0 } else { usize::from(SKIPS[0]) - 1 });
+        }
+    }
+}

@@ -192,3 +192,127 @@ impl Sorter {
         ControlFlow::Continue(())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::log::Log;
+    use super::super::pool::{CHUNKS, Cursor, Pool, SLOTS};
+    use super::Sorter;
+    use std::ops::ControlFlow;
+    use std::ptr;
+
+    const BASE: usize = 0x7f00_0000_0000;
+    const PAGE: usize = 64 << 10;
+
+    /// Writes them down in no order.
+    fn log_of(pool: &Pool, addresses: &[usize]) -> Log {
+        let log = Log::new();
+        assert!(log.try_hold());
+        let mut cursor = Cursor::NOWHERE;
+        let n = addresses.len();
+        for i in 0..n {
+            let block = ptr::without_provenance_mut(addresses[i * 7919 % n]);
+            cursor = log.write(pool, cursor, block, 1, |_| true).unwrap().cursor;
+        }
+        log.let_go();
+        log
+    }
+
+    /// Has the drainer free it all; stops between the chunks after so many.
+    fn drain(pool: &Pool, sorter: &Sorter, log: &Log, mut n_left: usize) -> Vec<usize> {
+        let mut freed = Vec::new();
+        let mut emptying = log.try_empty().unwrap();
+        let mut free = |block: *mut u8| freed.push(block.addr());
+        let mut go_on = || {
+            n_left = n_left.saturating_sub(1);
+            if n_left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let drained = sorter.drain(pool, || emptying.next(pool), &mut free, &mut go_on);
+        assert_eq!(drained.is_continue(), n_left > 0);
+        freed
+    }
+
+    fn page_changes(freed: &[usize]) -> usize {
+        freed.windows(2).filter(|pair| pair[0] / PAGE != pair[1] / PAGE).count()
+    }
+
+    fn sorted(mut addresses: Vec<usize>) -> Vec<usize> {
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// Some blocks in each of a number of pages, which lie `step` pages apart.
+    fn blocks(n_pages: usize, step: usize) -> Vec<usize> {
+        let block = |i| BASE + (i % n_pages) * step * PAGE + i / n_pages * 64;
+        (0..16 * n_pages).map(block).collect()
+    }
+
+    /// One pass, two, three, and pages that share their low bits.
+    #[test]
+    fn blocks_are_freed_page_by_page() {
+        for (n_pages, step) in
+            [(1, 1), (100, 1), (256, 1), (257, 1), (3000, 1), (3000, 17), (300, 512)]
+        {
+            let (pool, sorter) = (Pool::new(), Sorter::new());
+            let blocks = blocks(n_pages, step);
+            let freed = drain(&pool, &sorter, &log_of(&pool, &blocks), usize::MAX);
+            assert_eq!(page_changes(&freed), n_pages - 1, "{n_pages} {step}");
+            assert_eq!((sorted(freed), pool.n_used()), (sorted(blocks), 0), "{n_pages} {step}");
+        }
+    }
+
+    /// From different bases: those from which both can be reached are sorted together, the others freed.
+    #[test]
+    fn blocks_far_apart() {
+        for apart in [4 << 30, 13 << 30, 64 << 30, 1 << 40] {
+            let (pool, sorter) = (Pool::new(), Sorter::new());
+            // Many in a row, so that each place is worth a chunk.
+            let mut all = Vec::new();
+            let log = Log::new();
+            assert!(log.try_hold());
+            let mut cursor = Cursor::NOWHERE;
+            for i in 0..4000 {
+                let address = BASE + i / 1000 % 2 * apart + i * 64;
+                let block = ptr::without_provenance_mut(address);
+                cursor = log.write(&pool, cursor, block, 1, |_| true).unwrap().cursor;
+                all.push(address);
+            }
+            log.let_go();
+            let freed = drain(&pool, &sorter, &log, usize::MAX);
+            assert_eq!((sorted(freed), pool.n_used()), (sorted(all), 0));
+        }
+    }
+
+    /// What there is no chunk for is freed out of order.
+    #[test]
+    fn with_few_chunks_left() {
+        for n_left in [0, 1, 2, 100, 300] {
+            let (pool, sorter) = (Pool::new(), Sorter::new());
+            let blocks = blocks(3000, 7);
+            let log = log_of(&pool, &blocks);
+            let others: Vec<u32> =
+                (0..CHUNKS - pool.n_used() - n_left).map(|_| pool.take().unwrap()).collect();
+            let freed = drain(&pool, &sorter, &log, usize::MAX);
+            assert_eq!(sorted(freed), sorted(blocks), "{n_left}");
+            assert_eq!(pool.n_used(), others.len());
+        }
+    }
+
+    /// Wherever a fork comes between two chunks: the child frees what the parent had not.
+    #[test]
+    fn what_was_interrupted_is_found() {
+        let blocks = blocks(400, 3);
+        let n_chunks = blocks.len().div_ceil(SLOTS);
+        for n_left in 1..4 * n_chunks {
+            let (pool, sorter) = (Pool::new(), Sorter::new());
+            let log = log_of(&pool, &blocks);
+            let mut freed = drain(&pool, &sorter, &log, n_left);
+            log.forget_threads(&pool);
+            let mut free = |block: *mut u8| freed.push(block.addr());
+            let go_on: &mut dyn FnMut() -> _ = &mut || ControlFlow::Continue(());
+            assert!(sorter.free_all(&pool, &mut free, go_on).is_continue());
+            freed.extend(drain(&pool, &sorter, &log, usize::MAX));
+            assert_eq!((sorted(freed), pool.n_used()), (sorted(blocks.clone()), 0), "{n_left}");
+        }
+    }
+}

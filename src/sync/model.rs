@@ -10,7 +10,6 @@
 //!   access has one beside it: before a load, after anything else. That orders them among each other as far as
 //!   the code relies on it, a store before a later load; what it orders besides, the relaxed accesses of the
 //!   same thread, goes unchecked.
-//! - the fences of the asymmetric pair are full on both sides, which is what the heavy one makes of the light.
 //! - `compare_exchange_weak` fails only where the strong one does, and `park` ends only when it is told to.
 //! - time-outs: a nap is over at once, once others had a chance to run; a wait with a time-out has none, so
 //!   that what nobody notifies is found. The clock moves on an hour whenever it is looked at.
@@ -133,7 +132,7 @@ pub(crate) mod atomic {
     use super::*;
 
     pub(crate) use loom::sync::atomic::fence;
-    pub(crate) use std::sync::atomic::{Ordering, compiler_fence};
+    pub(crate) use std::sync::atomic::Ordering;
 
     /// What `$Name` of the standard library can do and the crate uses; `$to` and `$from` are the way into a
     /// `u64` and back.
@@ -595,13 +594,4 @@ impl<T> ArrayQueue<T> {
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-pub(crate) fn light_fence() {
-    atomic::fence(Ordering::SeqCst);
-}
-
-pub(crate) fn heavy_fence() -> bool {
-    atomic::fence(Ordering::SeqCst);
-    true
 }

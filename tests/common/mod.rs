@@ -4,6 +4,7 @@
 // Each test file uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod addresses;
 pub(crate) mod content;
 pub(crate) mod tracking;
 
@@ -204,6 +205,14 @@ pub(crate) fn voluntary_switches(tid: i32) -> u64 {
     task_status(tid, "voluntary_ctxt_switches").parse().unwrap()
 }
 
+/// CPU time of all threads of this process.
+pub(crate) fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live variable.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) }, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// Resident bytes of this process.
 pub(crate) fn rss() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -231,6 +240,50 @@ pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFr
 
 pub(crate) fn sleep_ms(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
+}
+
+/// This process and all that it starts share the CPU it is on. For as long as there is one thread.
+pub(crate) fn use_one_cpu() {
+    // SAFETY: a set that is all zeros is empty; the CPU is one of those that there are.
+    unsafe {
+        let mut cpus = std::mem::zeroed::<libc::cpu_set_t>();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut cpus);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&cpus), &cpus), 0);
+    }
+}
+
+/// Has a filter answer these system calls with an error from now on, on all threads.
+pub(crate) fn refuse_calls(calls: &[libc::c_long], errno: i32) {
+    // linux/bpf_common.h
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // The number of the system call comes first in `struct seccomp_data`.
+    let mut filter = vec![step(LOAD_WORD, 0, 0, 0)];
+    for (n, &call) in calls.iter().enumerate() {
+        filter.push(step(JUMP_EQUAL, (calls.len() - n) as u8, 0, call as u32));
+    }
+    filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: a program of the given length, which the kernel copies.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
+        let set = libc::syscall(libc::SYS_seccomp, mode, all, &raw const program);
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+/// From now on this process may map so many bytes more than it has; `usize::MAX` for any number.
+pub(crate) fn limit_address_space(more: usize) {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let now: usize = statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096;
+    let limit =
+        libc::rlimit { rlim_cur: now.saturating_add(more) as u64, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is a live variable.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
 }
 
 /// A block whose pages have been written to.
