@@ -31,6 +31,11 @@ fn main() -> ExitCode {
             print_config(GLOBAL.config());
         }
         Some("coded") => print_config(CODED.config()),
+        Some("burst") => println!("{:?}", GLOBAL.config().burst),
+        Some("burst on one CPU") => {
+            common::use_one_cpu();
+            println!("{:?}", GLOBAL.config().burst);
+        }
         Some("off") => off_child(),
         Some("nothing_may_wait") => nothing_may_wait_child(),
         Some(case) => panic!("{case}"),
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
                 ("switch_in_force", switch_in_force),
                 ("sizes_in_force", sizes_in_force),
                 ("delays_in_force", delays_in_force),
+                ("bursts_in_force", bursts_in_force),
                 ("malformed", malformed),
                 ("unknown", unknown),
                 ("off", off),
@@ -160,6 +166,43 @@ fn delays_in_force() {
     ] {
         assert_eq!(in_force("DEFERFREE_DELAY", value).2, expected, "{value}");
     }
+}
+
+/// Frees in a row that begin a burst.
+fn bursts_in_force() {
+    let in_force = |case, env: &[(&[u8], &[u8])]| {
+        let output = child(case, env);
+        output.expect_code(0);
+        (output.stdout.trim().to_owned(), output)
+    };
+    for (value, expected) in [
+        ("0", "Some(0)"),
+        ("1", "Some(1)"),
+        (" 5000\t", "Some(5000)"),
+        ("off", "None"),
+        ("OFF", "None"),
+    ] {
+        for case in ["burst", "burst on one CPU"] {
+            let (burst, output) = in_force(case, &[(b"DEFERFREE_BURST", value.as_bytes())]);
+            output.expect_clean();
+            assert_eq!(burst, expected, "{value}");
+        }
+    }
+    // By default it takes two CPUs.
+    assert_eq!(in_force("burst on one CPU", &[]).0, "None");
+    let (default, _) = in_force("burst", &[]);
+    for value in [&b""[..], b"-1", b"1K", b"on", b"4294967296", b"1 2", b"\xff"] {
+        let (burst, output) = in_force("burst", &[(b"DEFERFREE_BURST", value)]);
+        assert_eq!(burst, default, "{output:?}");
+        let line = one_line(&output);
+        assert!(line.contains(&format!("DEFERFREE_BURST=\"{}\"", quoted(value))), "{line}");
+        let n_frees = default.trim_start_matches("Some(").trim_end_matches(')');
+        let expected = format!("using {n_frees}, or off on one CPU");
+        assert!(default == "None" || line.ends_with(&expected), "{line}");
+    }
+    // Every free is deferred where even the smallest block counts as large; none where nothing is.
+    assert_eq!(in_force("burst", &[(b"DEFERFREE_THRESHOLD", b"0")]).0, "Some(0)");
+    assert_eq!(in_force("burst", &[(b"DEFERFREE", b"off")]).0, "None");
 }
 
 /// The value as the line quotes it.
