@@ -12,7 +12,7 @@ use std::alloc::System;
 use std::thread;
 
 use common::content::{Choices, Shadow, THREADS, Worker};
-use common::{KIB, MIB, Mutex};
+use common::{KIB, MIB, Mutex, drainers, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -27,6 +27,10 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
         .burst(Some(32))
         .delay_ms(delay_ms)
         .max_pending(max_pending);
+    // One allocator of a process defers small blocks.
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    wait_until("the drainer has ended", || drainers().is_empty());
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for n in 0..THREADS {
@@ -52,6 +56,8 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
     let stats = heap.stats();
     assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
     assert!(stats.reused.blocks > 0 && stats.drained.blocks > 0, "{stats:?}");
+    assert!(stats.bursts.deferred.blocks > 1000, "{stats:?}");
+    drop(heap);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn run(case: &str) {
-    run_child(case, &[("DEFERFREE_BURST", "64")], 60).expect_clean();
+    run_child(case, &[("DEFERFREE_BURST", "0")], 60).expect_clean();
 }
 
 const THRESHOLD: usize = 64 * KIB;
@@ -256,7 +256,7 @@ fn odd_sizes() {
         }
     }
     let bursts = heap.stats().bursts;
-    assert!(bursts.deferred.blocks > 1000, "{bursts:?}");
+    assert_eq!(bursts.deferred.blocks, 10 * 20_001, "{bursts:?}");
     assert_eq!(bursts.over_bound_blocks, 0, "{bursts:?}");
     heap.flush();
     assert_eq!(book.live_blocks(), 0);

@@ -202,8 +202,6 @@ fn a_stop_leaves_nothing() {
 }
 
 /// What is in a log keeps the drainer awake; once the log is closed, who opens it wakes the drainer.
-///
-/// Seen to fail
 #[test]
 fn a_small_block_wakes_the_drainer() {
     check(Some(2), 160, || {

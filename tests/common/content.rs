@@ -249,7 +249,7 @@ impl<'a, B: Backing> Worker<'a, B> {
         }
     }
 
-    /// Blocks of one small size, freed in a row and in no order: most of them are deferred.
+    /// Blocks of one small size, freed in a row and in no order: all of them are deferred, or some.
     fn burst(&mut self) {
         let first = self.held.len();
         let layout = Layout::from_size_align(8 << self.choices.below(8), 8).unwrap();
@@ -261,6 +261,7 @@ impl<'a, B: Backing> Worker<'a, B> {
         }
         let mut blocks = self.held.split_off(first);
         (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+        let _scope = (self.choices.below(2) == 0).then(deferfree::defer_scope);
         blocks.into_iter().for_each(|block| self.free_block(block));
     }
 
