@@ -256,7 +256,9 @@ fn odd_sizes() {
         }
     }
     let bursts = heap.stats().bursts;
-    assert_eq!(bursts.deferred.blocks, 10 * 20_001, "{bursts:?}");
+    // An allocator may have blocks of different sizes lie too far apart.
+    let n_small = bursts.deferred.blocks + bursts.out_of_reach_blocks;
+    assert!(bursts.deferred.blocks > 1000 && n_small == 10 * 20_001, "{bursts:?}");
     assert_eq!(bursts.over_bound_blocks, 0, "{bursts:?}");
     heap.flush();
     assert_eq!(book.live_blocks(), 0);
