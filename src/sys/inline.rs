@@ -20,8 +20,30 @@ pub(crate) fn map_zeroed(_len: usize) -> *mut u8 {
     std::ptr::null_mut()
 }
 
+#[allow(dead_code, reason = "for huge blocks")]
+pub(crate) fn page_bytes() -> usize {
+    4096
+}
+
+#[allow(dead_code, reason = "for huge blocks")]
+pub(crate) fn map_aligned(_len: usize, _align: usize) -> *mut u8 {
+    std::ptr::null_mut()
+}
+
 /// # Safety
-/// `ptr` must come from `map_zeroed(len)`, which here never gives anything.
+/// None is needed: nothing is ever mapped here.
+#[allow(dead_code, reason = "for huge blocks")]
+pub(crate) unsafe fn remap(_ptr: *mut u8, _old_len: usize, _new_len: usize) -> *mut u8 {
+    std::ptr::null_mut()
+}
+
+/// # Safety
+/// None is needed: nothing is ever mapped here.
+#[allow(dead_code, reason = "for huge blocks")]
+pub(crate) unsafe fn want_huge_pages(_ptr: *mut u8, _len: usize) {}
+
+/// # Safety
+/// None is needed: nothing is ever mapped here.
 pub(crate) unsafe fn unmap(_ptr: *mut u8, _len: usize) {}
 
 /// # Safety

@@ -6,11 +6,7 @@
 #[cfg(all(target_os = "linux", not(deferfree_inline)))]
 mod linux;
 #[cfg(all(target_os = "linux", not(deferfree_inline)))]
-mod linux_thread;
-#[cfg(all(target_os = "linux", not(deferfree_inline)))]
-mod linux_write;
-#[cfg(all(target_os = "linux", not(deferfree_inline)))]
-pub(crate) use {linux::*, linux_thread::*, linux_write::*};
+pub(crate) use linux::*;
 
 #[cfg(any(not(target_os = "linux"), deferfree_inline))]
 mod inline;

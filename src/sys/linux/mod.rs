@@ -1,9 +1,15 @@
 //! Linux: system calls and the C library, none of which allocates through the global allocator.
 
+mod memory;
+mod thread;
+mod write;
+
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+pub(crate) use {memory::*, thread::*, write::*};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
@@ -34,85 +40,6 @@ impl Drop for SignalsBlocked {
         // SAFETY: `before` is the mask that `new` was given.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, ptr::null_mut()) };
     }
-}
-
-/// Maps `len` zero bytes whose pages cost nothing until they are touched; null when refused.
-pub(crate) fn map_zeroed(len: usize) -> *mut u8 {
-    // SAFETY: an anonymous private mapping at an address of the kernel's choice.
-    let ptr = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if ptr == libc::MAP_FAILED {
-        return ptr::null_mut();
-    }
-    ptr.cast()
-}
-
-/// # Safety
-/// `ptr` must come from `map_zeroed(len)` and nothing may use the mapping any more.
-pub(crate) unsafe fn unmap(ptr: *mut u8, len: usize) {
-    // SAFETY: the caller gives up the whole mapping.
-    unsafe { libc::munmap(ptr.cast(), len) };
-}
-
-/// What was asked of the system to give pages back.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Released {
-    pub(crate) bytes: usize,
-    pub(crate) calls: usize,
-}
-
-/// Bytes released per call: short enough that nobody waits for one call, long enough that the calls
-/// themselves do not count.
-const PIECE_BYTES: usize = 4 << 20;
-
-/// Gives the pages of a block back to the system without unmapping them.
-///
-/// `munmap` of a large touched range holds the lock of the address space for writing all the while,
-/// and every other thread's `mmap` and page fault waits; `MADV_DONTNEED` takes it for reading. Once
-/// the pages are gone, the `munmap` that follows has nothing left to do.
-///
-/// # Safety
-/// `[ptr, ptr + len)` must be a block that nobody reads any more; its contents become zero.
-pub(crate) unsafe fn release_in_pieces(ptr: *mut u8, len: usize) -> Released {
-    let mut released = Released::default();
-    // SAFETY: reads a constant of the system.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-    // The allocator's own bookkeeping may share the first and the last page: only whole pages go.
-    let start = ptr.addr().next_multiple_of(page);
-    let end = (ptr.addr() + len) & !(page - 1);
-    let mut at = start;
-    while at < end {
-        let piece = PIECE_BYTES.min(end - at);
-        // SAFETY: whole pages inside the caller's block. A refusal (locked memory) changes nothing.
-        let refused =
-            unsafe { libc::madvise(ptr.with_addr(at).cast(), piece, libc::MADV_DONTNEED) } != 0;
-        if !refused {
-            released.bytes += piece;
-            released.calls += 1;
-        }
-        at += piece;
-    }
-    released
-}
-
-/// Has the system put memory behind some pages of a mapping, so that nobody has to wait for that when they are first
-/// touched. A system that cannot (Linux before 5.14) refuses.
-///
-/// # Safety
-/// `[ptr, ptr + len)` must be whole pages of a mapping.
-pub(crate) unsafe fn make_ready(ptr: *mut u8, len: usize) {
-    // linux/mman.h; the `libc` crate has it for glibc alone.
-    const MADV_POPULATE_WRITE: libc::c_int = 23;
-    // SAFETY: the contents stay as they are.
-    unsafe { libc::madvise(ptr.cast(), len, MADV_POPULATE_WRITE) };
 }
 
 unsafe extern "C" {
