@@ -104,14 +104,20 @@ impl Default for DeferFree {
 }
 
 impl<B: Backing> DeferFree<B> {
-    /// The allocator with its default settings, on another allocator.
+    /// The allocator with its default settings, on another allocator. (`System` is one on Unix alone.)
     ///
     /// ```
+    /// # #[cfg(not(unix))]
+    /// # fn main() {}
+    /// # #[cfg(unix)]
+    /// # mod unix {
     /// use std::alloc::System;
     /// use deferfree::DeferFree;
     ///
     /// #[global_allocator]
     /// static GLOBAL: DeferFree<System> = DeferFree::with_backing(System);
+    /// # }
+    /// # #[cfg(unix)]
     /// # fn main() {}
     /// ```
     #[must_use]

@@ -35,6 +35,10 @@
 //! skipped, and for each large free under `DEFERFREE_STATS=latency`. It makes a system call to wake a drainer that has
 //! gone to sleep, and where a thread has its first burst. The first burst of all starts the drainer, which locks.
 
+// Addresses, sums of sizes and the drainer's sleep share a word, and blocks are told apart by sizes of up to 128 TiB.
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("deferfree needs a target with 64-bit pointers");
+
 mod allocator;
 mod later;
 mod scope;

@@ -4,12 +4,13 @@
 mod models;
 
 use std::alloc::Layout;
-use std::cell::Cell;
 use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::DerefMut;
 use std::ptr::{self, NonNull};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::backing::Backing;
@@ -21,6 +22,7 @@ use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use crate::sys;
 
@@ -34,7 +36,7 @@ pub(crate) struct Runtime<B> {
     /// The clock of the drainer's CPU time; 0 as long as that is not known.
     cpu_clock: AtomicI32,
     /// What the drainer begins its life with; nobody else touches it from there on.
-    at_birth: Cell<Option<Inside>>,
+    at_birth: Mutex<Option<Inside>>,
 }
 
 /// Why there is no drainer.
@@ -77,7 +79,7 @@ impl<B: Backing> Runtime<B> {
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         // SAFETY: nobody else knows of it.
         let this = unsafe { runtime.as_ref() };
-        this.at_birth.set(Some(inside));
+        *this.at_birth() = Some(inside);
         backing.drainer_awake(true);
         let is_owner = BURSTS.claim(runtime.addr().get(), inherited);
 
@@ -115,7 +117,7 @@ impl<B: Backing> Runtime<B> {
         sys::name_thread(drainer::THREAD_NAME);
         this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
         this.backing.drainer_init();
-        drop(this.at_birth.take());
+        drop(this.at_birth().take());
         let delay = Duration::from_millis(this.config.delay_ms);
         let owner = runtime.addr().get();
         drainer::run(this.backing, &this.pending, &this.control, delay, owner);
@@ -135,7 +137,7 @@ impl<B: Backing> Runtime<B> {
             (&raw mut (*this).config).write(config);
             (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
             (&raw mut (*this).control).write(Control::default());
-            (&raw mut (*this).at_birth).write(Cell::new(None));
+            (&raw mut (*this).at_birth).write(Mutex::default());
             (*this).pending.set_up(config.max_pending_bytes, lifecycle::generation());
         }
         Some(runtime)
@@ -148,9 +150,13 @@ impl<B: Backing> Runtime<B> {
         unsafe {
             runtime.as_ref().pending.destroy();
             ptr::drop_in_place(&raw mut (*runtime.as_ptr()).control);
-            drop(runtime.as_ref().at_birth.take());
+            ptr::drop_in_place(&raw mut (*runtime.as_ptr()).at_birth);
             sys::unmap(runtime.as_ptr().cast(), size_of::<Self>());
         }
+    }
+
+    fn at_birth(&self) -> impl DerefMut<Target = Option<Inside>> + '_ {
+        self.at_birth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the drainer free everything and end; the runtime is gone some time after.

@@ -169,7 +169,9 @@ fn while_purging_child() {
             let peak = rss();
             drop(blocks);
             GLOBAL.flush();
-            assert!(rss() + 24 * MIB < peak, "{} from {peak}", rss());
+            // mimalloc 2 leaves a block that another thread frees to its own thread, and its memory until then.
+            let is_returned = rss() + 24 * MIB < peak;
+            assert!(is_returned || cfg!(feature = "_mimalloc_v2"), "{} from {peak}", rss());
             use_it_more();
         }));
     }

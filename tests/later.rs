@@ -1,7 +1,8 @@
 //! Values of all kinds arrive at the dropper.
 //!
 //! Seen to fail: `sizes_and_alignments` with `IN_PLACE` looking at the size alone, and with values of
-//! size 0 dropped where the words are; `nested_hand_offs_stay_on_the_dropper` without the flag that
+//! size 0 dropped where the words are, and with those written there where the standard library has its debug
+//! assertions; `nested_hand_offs_stay_on_the_dropper` without the flag that
 //! says which thread that is; `a_smart_pointer_hands_over` when it drops its value itself.
 // Where there is no dropper, every value is dropped inline.
 #![cfg(not(any(deferfree_inline, all(unix, not(target_os = "linux")))))]

@@ -1,6 +1,7 @@
 //! The allocator underneath: everything that the rest of the crate knows about it.
 
 mod mimalloc;
+#[cfg(unix)]
 mod system;
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -23,16 +24,17 @@ pub(crate) use self::mimalloc::{
 ///
 /// In addition to the contract of [`GlobalAlloc`], which includes that no method unwinds:
 /// - a block may be freed by another thread than the one that allocated it, and through a copy;
-/// - `dealloc` finds a block's size and alignment by itself, as `free` does: it may be called with a
-///   layout that differs from the one that the block was allocated with;
+/// - a block's size and alignment are found by the allocator itself, as `free` and `realloc` of C do: `dealloc`,
+///   `realloc` and [`usable_size`](Backing::usable_size) may be called with any other size that the block has
+///   room for, and `dealloc` with an alignment of 1;
 /// - [`usable_size`](Backing::usable_size) is a size that the holder of the block may really use.
 pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
-    /// Bytes that the block at `ptr` really has, at least `layout.size()`; `None` if that is not
-    /// known. Asked when a large block is reallocated, to leave it where it is.
+    /// Bytes that the block at `ptr` really has; `None` if that is not known. Asked when a large block is reallocated,
+    /// to leave it where it is.
     ///
     /// # Safety
     ///
-    /// `ptr` is a live block of this allocator that was allocated, or last reallocated, as `layout`.
+    /// `ptr` is a live block of this allocator with the alignment of `layout` and room for its size.
     unsafe fn usable_size(&self, ptr: *mut u8, layout: Layout) -> Option<usize> {
         let _ = (ptr, layout);
         None
@@ -82,7 +84,7 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         unsafe { ptr.cast::<MaybeUninit<u8>>().read_volatile() };
     }
 
-    /// Frees a block whose layout is not known any more.
+    /// Frees a block whose layout is not known any more, by the contract that any will do.
     ///
     /// # Safety
     ///

@@ -8,10 +8,10 @@
 //! value a millisecond of page faults, so that is done by the dropper before anything else.
 
 use std::hint;
-use std::ptr;
+use std::sync::OnceLock;
 
 use super::value::{SLOT_BYTES, Value};
-use crate::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{ArrayQueue, IN_MODEL};
 
 /// 4 KiB.
@@ -23,8 +23,8 @@ pub(super) const LARGE_SLOTS: usize = if IN_MODEL { 8 } else { 16 << 10 };
 #[derive(Debug)]
 pub(super) struct Backlog {
     small: ArrayQueue<Value>,
-    /// Null until it is built. Owned.
-    large: AtomicPtr<ArrayQueue<Value>>,
+    /// Empty until it is built.
+    large: OnceLock<ArrayQueue<Value>>,
     /// The small queue was full a moment ago, so do not try it. A hint: nothing depends on it.
     burst: AtomicBool,
 }
@@ -33,22 +33,15 @@ impl Backlog {
     /// `None` when there is no memory for it.
     pub(super) fn new() -> Option<Self> {
         let small = queue(SMALL_SLOTS)?;
-        let large = AtomicPtr::new(ptr::null_mut());
-        Some(Backlog { small, large, burst: AtomicBool::new(false) })
+        Some(Backlog { small, large: OnceLock::new(), burst: AtomicBool::new(false) })
     }
 
     /// Builds the large queue; to be called once. Without memory for it the small one has to do.
     pub(super) fn widen(&self) {
         if let Some(queue) = queue(LARGE_SLOTS) {
-            // Release pairs with the Acquire in `large`: the queue is complete.
-            let before = self.large.swap(Box::into_raw(Box::new(queue)), Ordering::Release);
-            debug_assert!(before.is_null(), "widened twice");
+            let set = self.large.set(queue);
+            debug_assert!(set.is_ok(), "widened twice");
         }
-    }
-
-    fn large(&self) -> Option<&ArrayQueue<Value>> {
-        // SAFETY: null, or what `widen` made out of a box; it stays until `self` is dropped.
-        unsafe { self.large.load(Ordering::Acquire).as_ref() }
     }
 
     /// Gives the value back when both queues are full.
@@ -66,7 +59,7 @@ impl Backlog {
     #[cold]
     #[inline(never)]
     fn put_large(&self, value: Value) -> Result<(), Value> {
-        let Some(large) = self.large() else {
+        let Some(large) = self.large.get() else {
             return Err(value);
         };
         self.burst.store(true, Ordering::Relaxed);
@@ -77,12 +70,12 @@ impl Backlog {
     /// values that were.
     pub(super) fn drain(&self, mut take: impl FnMut(Value) -> Next) -> usize {
         let n_small = self.small.len();
-        let n_large = self.large().map_or(0, ArrayQueue::len);
+        let n_large = self.large.get().map_or(0, ArrayQueue::len);
         if n_large > 0 {
             self.burst.store(false, Ordering::Relaxed);
         }
         let small = (0..n_small).map_while(|_| self.small.pop());
-        let large = (0..n_large).map_while(|_| self.large()?.pop());
+        let large = (0..n_large).map_while(|_| self.large.get()?.pop());
         let mut n_taken = 0;
         for value in small.chain(large) {
             n_taken += 1;
@@ -91,16 +84,6 @@ impl Backlog {
             }
         }
         n_taken
-    }
-}
-
-impl Drop for Backlog {
-    fn drop(&mut self) {
-        let large = *self.large.get_mut();
-        if !large.is_null() {
-            // SAFETY: `widen` made it out of a box, and nobody else refers to `self` any more.
-            drop(unsafe { Box::from_raw(large) });
-        }
     }
 }
 
@@ -137,6 +120,6 @@ mod tests {
         assert_eq!(n_taken, SMALL_SLOTS + LARGE_SLOTS - LEFT);
         assert_eq!(backlog.drain(|_| Next::Continue), LEFT);
         assert_eq!(backlog.drain(|_| Next::Continue), 0);
-        assert!(put() && backlog.large().unwrap().is_empty(), "the small queue is used again");
+        assert!(put() && backlog.large.get().unwrap().is_empty(), "the small queue is used again");
     }
 }

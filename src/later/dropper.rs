@@ -142,17 +142,20 @@ impl OfGeneration for Dropper {
 impl Dropper {
     /// `None` when the system refuses a part of it, which has then been said on standard error.
     pub(super) fn start() -> Option<&'static Dropper> {
-        let Some(backlog) = Backlog::new() else {
+        // A box that does not abort where there is no memory for it.
+        let mut block = Vec::new();
+        let (Ok(()), Some(backlog)) = (block.try_reserve_exact(1), Backlog::new()) else {
             say(format_args!("no memory for handing values over; they are dropped at once"));
             return None;
         };
-        let dropper = Box::into_raw(Box::new(Dropper {
+        block.push(Dropper {
             generation: lifecycle::generation(),
             backlog,
             thread: OnceLock::new(),
             waiting: CachePadded::default(),
             flush: CachePadded::default(),
-        }));
+        });
+        let dropper = Box::into_raw(block.into_boxed_slice()).cast::<Dropper>();
         // SAFETY: not freed any more, but below if there is no thread that could use it.
         let this: &'static Dropper = unsafe { &*dropper };
         let signals = sys::SignalsBlocked::new();

@@ -45,8 +45,13 @@ impl Value {
     pub(super) fn new<T: Send + 'static>(value: T) -> Value {
         assert!(Of::<T>::IN_PLACE);
         let mut this = Value { kind: &Of::<T>::KIND, words: [MaybeUninit::uninit(); WORDS] };
-        // SAFETY: `IN_PLACE` says that size and alignment fit.
-        unsafe { this.words.as_mut_ptr().cast::<T>().write(value) };
+        if size_of::<T>() == 0 {
+            // There is nothing to be written, and it may be aligned higher than the words.
+            mem::forget(value);
+        } else {
+            // SAFETY: `IN_PLACE` says that size and alignment fit.
+            unsafe { this.words.as_mut_ptr().cast::<T>().write(value) };
+        }
         this
     }
 

@@ -1,7 +1,9 @@
 //! Where something with a thread of its own is in its life.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use super::generation;
 use crate::sync::atomic::{AtomicPtr, Ordering};
@@ -36,7 +38,11 @@ pub(crate) trait OfGeneration {
 ///
 /// OFF is a null pointer, RUNNING a pointer to the value. The other two are no pointers: the
 /// generation, shifted, and a tag that no pointer to such a value has.
-pub(crate) struct PhaseCell<T>(AtomicPtr<T>);
+pub(crate) struct PhaseCell<T> {
+    word: AtomicPtr<T>,
+    /// The value is used by many threads, and dropped by any of them: it has to be what an `Arc` asks for.
+    shares: PhantomData<Arc<T>>,
+}
 
 const STARTING: usize = 1;
 const FAILED: usize = 2;
@@ -50,13 +56,13 @@ fn tagged<T>(tag: usize) -> *mut T {
 impl<T: OfGeneration> PhaseCell<T> {
     pub(crate) const fn new() -> Self {
         const { assert!(align_of::<T>() > STARTING | FAILED) };
-        PhaseCell(AtomicPtr::new(ptr::null_mut()))
+        PhaseCell { word: AtomicPtr::new(ptr::null_mut()), shares: PhantomData }
     }
 
     #[inline]
     pub(crate) fn get(&self) -> Phase<'_, T> {
         // Acquire pairs with the Release store in `Start::finish`: the value is complete.
-        Self::phase(self.0.load(Ordering::Acquire))
+        Self::phase(self.word.load(Ordering::Acquire))
     }
 
     /// Where the value is if one runs, in this process or one that it was forked off from; something
@@ -64,7 +70,7 @@ impl<T: OfGeneration> PhaseCell<T> {
     #[inline]
     pub(crate) fn addr(&self) -> usize {
         // Relaxed: only the address counts.
-        self.0.load(Ordering::Relaxed).addr()
+        self.word.load(Ordering::Relaxed).addr()
     }
 
     #[inline]
@@ -90,12 +96,12 @@ impl<T: OfGeneration> PhaseCell<T> {
     ///
     /// The fork handlers must have been registered: without them a child would remain in STARTING.
     pub(crate) fn start(&self) -> Option<Start<'_, T>> {
-        let seen = self.0.load(Ordering::Acquire);
+        let seen = self.word.load(Ordering::Acquire);
         if !matches!(Self::phase(seen), Phase::Off) {
             return None;
         }
         // Relaxed: nothing is published yet.
-        self.0
+        self.word
             .compare_exchange(seen, tagged(STARTING), Ordering::Relaxed, Ordering::Relaxed)
             .ok()?;
         let inherited = if seen.addr() & (STARTING | FAILED) == 0 { seen } else { ptr::null_mut() };
@@ -121,12 +127,12 @@ impl<T> Start<'_, T> {
     pub(crate) fn finish(self, value: Option<NonNull<T>>) {
         let phase = value.map_or_else(|| tagged(FAILED), NonNull::as_ptr);
         // Release: see `get`.
-        self.cell.0.store(phase, Ordering::Release);
+        self.cell.word.store(phase, Ordering::Release);
     }
 }
 
 impl<T> fmt::Debug for PhaseCell<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PhaseCell").field(&self.0).finish()
+        f.debug_tuple("PhaseCell").field(&self.word).finish()
     }
 }
