@@ -12,11 +12,12 @@ use self::small::is_surely_small;
 use crate::backing::{Backing, Mimalloc};
 use crate::burst::{BURSTS, NO_OWNER, SMALL_BYTES, local};
 use crate::config::{Burst, Config, ReportTo, Settings, say};
+use crate::huge::{self, Use};
 use crate::latency::FREES;
 use crate::lifecycle::{self, Inside, Phase, PhaseCell};
 use crate::pending::{Class, MIN_CLASS_BYTES};
 use crate::report::{self, NotRunning};
-use crate::runtime::{Runtime, StartError, alloc_rounded};
+use crate::runtime::{Runtime, StartError, alloc_fresh};
 use crate::stats::{SizeStats, Stats};
 use crate::sys;
 
@@ -336,8 +337,23 @@ impl<B: Backing> DeferFree<B> {
         self.tell_report();
     }
 
-    fn class_of(&self, layout: Layout) -> Option<Class> {
-        Class::of(layout.size(), self.backing.unmaps_on_free(layout))
+    /// The class that a block of that layout is allocated for.
+    fn class_for(&self, layout: Layout, for_use: Use) -> Option<Class> {
+        let is_huge = huge::may_be(layout)
+            && (huge::should_be(layout, for_use) || self.backing.unmaps_on_free(layout));
+        if is_huge { Class::of_huge(layout.size()) } else { Class::of(layout.size()) }
+    }
+
+    /// The class of a block that is freed. It may have come to another one than it was allocated for.
+    #[inline]
+    fn class_of(ptr: *mut u8, layout: Layout) -> Option<Class> {
+        if huge::may_be(layout) {
+            let len = huge::len_of(ptr);
+            if len != 0 {
+                return Some(Class::of_mapping(len));
+            }
+        }
+        Class::of(layout.size())
     }
 
     /// As `alloc` or `alloc_zeroed`, for any block.
@@ -349,7 +365,7 @@ impl<B: Backing> DeferFree<B> {
         // SAFETY: the caller's.
         let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
         if size >= this.read_settings() {
-            return this.alloc_large(layout, ZEROED);
+            return this.alloc_large(layout, if ZEROED { Use::Zeroed } else { Use::Plain });
         }
         if !local::is_fresh() {
             this.note_alloc();
@@ -361,22 +377,25 @@ impl<B: Backing> DeferFree<B> {
     }
 
     /// As `alloc` or `alloc_zeroed`, from the threshold on.
-    fn alloc_large(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        let Some(class) = self.class_of(layout) else {
+    fn alloc_large(&self, layout: Layout, for_use: Use) -> *mut u8 {
+        let Some(class) = self.class_for(layout, for_use) else {
             // SAFETY: the layout is the caller's.
             return unsafe {
-                if zeroed { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
+                match for_use {
+                    Use::Zeroed => self.backing.alloc_zeroed(layout),
+                    Use::Plain | Use::Grown => self.backing.alloc(layout),
+                }
             };
         };
         if let Phase::Off = self.phase.get() {
             self.start();
         }
         if let Phase::Running(runtime) = self.phase.get() {
-            return runtime.alloc(class, layout, zeroed);
+            return runtime.alloc(class, layout, for_use);
         }
         // Rounded in any case: the drainer may run by the time the block is freed.
         // SAFETY: the class is that of the layout.
-        unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
+        unsafe { alloc_fresh(self.backing, class, layout, for_use) }
     }
 
     /// As `dealloc`, for any block.
@@ -410,15 +429,31 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: the caller's block.
             return unsafe { Self::write_down(ptr, size, self) };
         }
-        if let Some(class) = (size >= threshold).then(|| self.class_of(layout)).flatten() {
-            if let Phase::Running(runtime) = self.phase.get() {
-                // SAFETY: allocated with the size of this class, in whatever phase that was.
-                return unsafe { runtime.dealloc(class, ptr) };
-            }
-            self.not_running().add(class.bytes());
+        if let Some(class) = (size >= threshold).then(|| Self::class_of(ptr, layout)).flatten() {
+            // SAFETY: a block of this class, in whatever phase it was allocated.
+            return unsafe { self.free_large(class, ptr, layout) };
         }
         // SAFETY: the caller's block; every block comes from the backing.
         unsafe { self.backing.dealloc(ptr, layout) };
+    }
+
+    /// # Safety
+    /// `ptr` is the caller's block, of that class, and freed as that layout.
+    #[inline(always)]
+    unsafe fn free_large(&self, class: Class, ptr: *mut u8, layout: Layout) {
+        if let Phase::Running(runtime) = self.phase.get() {
+            // SAFETY: the caller's block.
+            return unsafe { runtime.dealloc(class, ptr) };
+        }
+        self.not_running().add(class.bytes());
+        // SAFETY: the caller's block.
+        unsafe {
+            if class.is_huge() {
+                huge::unmap(ptr);
+            } else {
+                self.backing.dealloc(ptr, layout);
+            }
+        }
     }
 
     /// As `realloc`, when one of the sizes is at least the threshold.
@@ -429,20 +464,34 @@ impl<B: Backing> DeferFree<B> {
         let threshold = self.read_settings();
         // SAFETY: the caller's contract says that the new size is valid for this alignment.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        let len = if huge::may_be(layout) { huge::len_of(ptr) } else { 0 };
         // SAFETY: the caller's block.
-        if unsafe { self.fits_in_place(ptr, layout, new_layout, threshold) } {
-            if let (Phase::Running(runtime), Some(class)) =
-                (self.phase.get(), self.class_of(new_layout).filter(|_| new_size >= threshold))
-            {
-                // Nothing of this class may have been allocated so far.
-                runtime.prepare(class);
+        let resized = unsafe {
+            if len != 0 {
+                self.resize_huge(ptr, len, layout, new_layout)
+            } else if self.fits_in_place(ptr, layout, new_layout, threshold) {
+                ptr
+            } else {
+                ptr::null_mut()
             }
-            return ptr;
+        };
+        if !resized.is_null() {
+            if let (Phase::Running(runtime), true) = (self.phase.get(), new_size >= threshold) {
+                // Nothing of its class may have been allocated so far.
+                if let Some(class) = Self::class_of(resized, new_layout) {
+                    runtime.prepare(class);
+                }
+            }
+            return resized;
         }
         // SAFETY: both sizes are the caller's; the blocks are distinct, and the old one is given up
         // only when the new one holds its contents.
         unsafe {
-            let new = self.alloc(new_layout);
+            let new = if new_size > layout.size() && new_size >= threshold {
+                self.alloc_large(new_layout, Use::Grown)
+            } else {
+                self.alloc(new_layout)
+            };
             if !new.is_null() {
                 ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
                 self.dealloc(ptr, layout);
@@ -451,11 +500,40 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
+    /// Gives a huge block the size of `new` without copying what is in it: its place from now on, or null when that
+    /// cannot be.
+    ///
+    /// # Safety
+    /// `ptr` is a live huge block of `layout`, whose mapping is `len` long.
+    unsafe fn resize_huge(&self, ptr: *mut u8, len: usize, layout: Layout, new: Layout) -> *mut u8 {
+        // Else whoever frees it would not know it for what it is.
+        if new.size() < self.read_settings() || !huge::may_be(new) {
+            return ptr::null_mut();
+        }
+        let Some(wanted) = Class::of_huge(new.size()).map(Class::bytes) else {
+            return ptr::null_mut();
+        };
+        if wanted > len {
+            // SAFETY: the caller's block.
+            return unsafe { huge::grow(ptr, wanted, new.align()) };
+        }
+        if new.size() < layout.size() && wanted < len {
+            // SAFETY: the caller's block, of which nobody uses what is cut off.
+            unsafe {
+                let rest = huge::split(ptr, wanted);
+                if !rest.is_null() {
+                    self.free_large(Class::of_mapping(len - wanted), rest, new);
+                }
+            }
+        }
+        ptr
+    }
+
     /// Whether the block has room for `new`, rounded as a block of that size is, without wasting
     /// more than half of itself (mimalloc's rule, `mi_realloc`).
     ///
     /// # Safety
-    /// `ptr` is a live block of `layout`.
+    /// `ptr` is a live block of `layout`, of the backing.
     unsafe fn fits_in_place(
         &self,
         ptr: *mut u8,
@@ -463,8 +541,9 @@ impl<B: Backing> DeferFree<B> {
         new: Layout,
         threshold: usize,
     ) -> bool {
-        let class_of =
-            |layout: Layout| (layout.size() >= threshold).then(|| self.class_of(layout)).flatten();
+        let class_of = |layout: Layout| {
+            (layout.size() >= threshold).then(|| Class::of(layout.size())).flatten()
+        };
         let class = class_of(new);
         if class.is_some() && class == class_of(layout) {
             return true;
@@ -478,8 +557,8 @@ impl<B: Backing> DeferFree<B> {
     }
 }
 
-// SAFETY: small blocks are the backing's own. A large block is the backing's as well, of at least the
-// size of its layout's class; between its free and its next use it belongs to the pending queues
+// SAFETY: small blocks are the backing's own. A large block is the backing's as well, or a mapping of its own, of at
+// least the size of its layout's class; between its free and its next use it belongs to the pending queues
 // alone. Nothing here unwinds: what could panic is checked, see the crate's front page.
 unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
     #[inline]

@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use crate::backing::Backing;
 use crate::burst::BURSTS;
+use crate::huge;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -82,6 +83,8 @@ pub(crate) struct Control {
     dirty: AtomicBool,
     /// Drain everything at the next opportunity, whatever its age.
     hurry: AtomicBool,
+    /// The same for huge blocks alone.
+    hurry_huge: AtomicBool,
     stop: AtomicBool,
     /// Whoever stops the drainer has looked at this for the last time.
     has_stopped: AtomicBool,
@@ -117,6 +120,15 @@ impl Control {
     #[cold]
     pub(crate) fn hurry(&self, pending: &Pending) {
         if !self.hurry.swap(true, Ordering::SeqCst) {
+            pending.end_sleep();
+            self.wake();
+        }
+    }
+
+    /// Has huge blocks drained without waiting for them to age, and does not wait for that.
+    #[cold]
+    pub(crate) fn hurry_huge(&self, pending: &Pending) {
+        if !self.hurry_huge.swap(true, Ordering::SeqCst) {
             pending.end_sleep();
             self.wake();
         }
@@ -168,6 +180,7 @@ impl Control {
         let stopped = || self.stop.load(Ordering::SeqCst);
         if self.dirty.load(Ordering::SeqCst)
             || self.hurry.load(Ordering::SeqCst)
+            || self.hurry_huge.load(Ordering::SeqCst)
             || BURSTS.is_owned_by(owner) && !BURSTS.is_closed()
             || stopped()
         {
@@ -215,7 +228,8 @@ pub(crate) fn run<B: Backing>(
             next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
-        if !stop && !control.hurry.load(Ordering::SeqCst) {
+        let is_hurried = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        if !stop && !is_hurried(&control.hurry) && !is_hurried(&control.hurry_huge) {
             let round = if is_burst_left { round_every.min(BURST_ROUND) } else { round_every };
             control.parker.park_timeout(round);
         }
@@ -226,12 +240,15 @@ pub(crate) fn run<B: Backing>(
         // In this order: a flush asks first and hurries us then, so whoever's hurry is taken here has
         // been heard. Before draining: what is put in from now on is not part of this flush.
         let hurry = control.hurry.swap(false, Ordering::SeqCst);
+        let hurry_huge = control.hurry_huge.swap(false, Ordering::SeqCst);
         let flush = control.flush_wanted.load(Ordering::SeqCst);
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
         let inside = if everything {
             drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
+        } else if hurry_huge {
+            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
@@ -332,10 +349,18 @@ impl<B: Backing> Drainer<'_, B> {
                 let Some(block) = self.pending.drain(class) else {
                     break;
                 };
-                // SAFETY: the block came out of `class`.
-                unsafe { free_for_good(self.backing, self.pending, class, block) };
-                self.unpurged = true;
-                inside = inside.give_way()?;
+                if class.is_huge() {
+                    // Not the backing's: no fork has to wait for it.
+                    drop(inside);
+                    // SAFETY: the block came out of `class`.
+                    unsafe { free_for_good(self.backing, self.pending, class, block) };
+                    inside = Inside::enter()?;
+                } else {
+                    // SAFETY: the block came out of `class`.
+                    unsafe { free_for_good(self.backing, self.pending, class, block) };
+                    self.unpurged = true;
+                    inside = inside.give_way()?;
+                }
             }
         }
         Some(inside)
@@ -376,7 +401,7 @@ impl<B: Backing> Drainer<'_, B> {
     }
 }
 
-/// Gives a block back to the allocator, releasing its pages first if that would unmap it.
+/// Gives a block back to the allocator, releasing its pages first if that would unmap it, or a huge block to the system.
 ///
 /// # Safety
 /// `block` was put into `class` and has been taken out.
@@ -387,12 +412,17 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
     block: Block,
 ) {
     let ptr = block.as_ptr();
+    let layout = class.layout_to_free();
     // SAFETY: the block is `class.bytes()` large, and nobody else has it.
     unsafe {
-        if class.unmapped_when_freed() {
+        if class.is_huge() {
+            pending.note_released(huge::unmap(ptr));
+            return;
+        }
+        if backing.unmaps_on_free(layout) {
             pending.note_released(sys::release_in_pieces(ptr, class.bytes()));
         }
-        backing.dealloc(ptr, class.layout_to_free());
+        backing.dealloc(ptr, layout);
     }
 }
 

@@ -13,6 +13,7 @@
 //! - `drainer`: the background thread, when it sleeps and who wakes it
 //! - `pending`: the blocks that wait, by size class
 //! - `burst`: the small blocks that are freed in bursts: each thread's state, its log, what the drainer does with it
+//! - `huge`: blocks that are mappings of their own, and what the system can do with those
 //! - `lifecycle`: fork and exit
 //! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
@@ -23,7 +24,8 @@
 //!
 //! - *drainer*: the background thread. *Owner*: the allocator whose drainer frees what is in the logs.
 //! - *large*: from the threshold on. *Small*: below it.
-//! - *pending*: what large freed blocks do while they wait.
+//! - *pending*: what large freed blocks do while they wait. *Huge*: what a large block is that is no block of the allocator
+//!   underneath but a mapping of its own.
 //! - *burst*: frees in a row on one thread, with no allocation between them. *Look*: one free in 64 finds out about
 //!   that. *Log*: where a thread writes down the addresses of a burst. *Chunk*: a piece of a log.
 //! - *hot*: in the processor's cache. *Judge*: to find out whether the blocks of a burst are.
@@ -46,6 +48,7 @@ mod runtime;
 mod drainer;
 mod pending;
 mod burst;
+mod huge;
 mod lifecycle;
 mod report;
 mod latency;

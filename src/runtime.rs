@@ -18,6 +18,7 @@ use crate::burst::local::Local;
 use crate::burst::{self, BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
+use crate::huge::{self, Use};
 use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
@@ -168,12 +169,15 @@ impl<B: Backing> Runtime<B> {
         self.config
     }
 
-    /// A block for `layout`, which belongs to `class`; null when there is no memory.
+    /// A block for `layout`, whose class is `class`; null when there is no memory.
     #[inline]
-    pub(crate) fn alloc(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
+    pub(crate) fn alloc(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
+        if class.is_huge() {
+            return self.alloc_huge(class, layout, for_use);
+        }
         match self.pending.take(class, layout.align()) {
             Taken::Fitting(block) => {
-                if zeroed {
+                if for_use == Use::Zeroed {
                     // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
                     unsafe { block.as_ptr().write_bytes(0, layout.size()) };
                 }
@@ -181,25 +185,57 @@ impl<B: Backing> Runtime<B> {
             }
             Taken::Misaligned(block) => {
                 self.free_now(class, block);
-                self.alloc_fresh(class, layout, zeroed)
+                self.alloc_missed(class, layout, for_use)
             }
-            Taken::Nothing => self.alloc_fresh(class, layout, zeroed),
+            Taken::Nothing => self.alloc_missed(class, layout, for_use),
         }
+    }
+
+    /// As `alloc`, for a huge class.
+    #[cold]
+    fn alloc_huge(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
+        if for_use == Use::Zeroed {
+            // What waits is not zero. The system makes it so, for others, while the caller uses what is.
+            if self.pending.len(class) > 0 {
+                self.control.hurry_huge(&self.pending);
+            }
+        } else if let Some(block) = self.take_huge(class, layout, for_use) {
+            return block.as_ptr();
+        }
+        self.alloc_missed(class, layout, for_use)
+    }
+
+    /// A waiting huge block that is not much larger than `class`, which is a huge one: a block that grows is going to
+    /// grow on.
+    fn take_huge(&self, class: Class, layout: Layout, for_use: Use) -> Option<Block> {
+        if layout.align() > huge::UNIT_BYTES {
+            return None;
+        }
+        let larger = if for_use == Use::Grown { class.bytes() * 3 } else { class.bytes() / 4 };
+        let classes = self.pending.known_classes_from(class.index());
+        for near in classes.take_while(|near| near.bytes() - class.bytes() <= larger) {
+            match self.pending.take(near, layout.align()) {
+                Taken::Fitting(block) => return Some(block),
+                Taken::Misaligned(block) => self.free_now(near, block),
+                Taken::Nothing => {}
+            }
+        }
+        None
     }
 
     /// As `alloc`, when nothing of the class waits.
     #[cold]
-    fn alloc_fresh(&self, class: Class, layout: Layout, zeroed: bool) -> *mut u8 {
+    fn alloc_missed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
         self.prepare(class);
         self.pay_back(class, self.pending.note_miss(class));
         // SAFETY: the class was made from this layout.
-        let block = unsafe { alloc_rounded(self.backing, class, layout, zeroed) };
+        let block = unsafe { alloc_fresh(self.backing, class, layout, for_use) };
         if !block.is_null() {
             return block;
         }
         self.give_back_everything();
         // SAFETY: as above.
-        unsafe { alloc_rounded(self.backing, class, layout, zeroed) }
+        unsafe { alloc_fresh(self.backing, class, layout, for_use) }
     }
 
     /// Sees to it that blocks of `class` can wait.
@@ -233,10 +269,10 @@ impl<B: Backing> Runtime<B> {
         if self.pending.bytes() == 0 {
             return;
         }
-        if wanted.unmapped_when_freed() {
-            // A mapping of its own cannot use what the others leave, and giving back its like takes
-            // milliseconds per GiB: more than a thread may be made to wait.
-            self.control.hurry(&self.pending);
+        if wanted.is_huge() {
+            // A mapping of its own cannot use what the others leave, and to unmap its like takes longer than a thread
+            // may be made to wait.
+            self.control.hurry_huge(&self.pending);
             return;
         }
         let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);
@@ -244,7 +280,7 @@ impl<B: Backing> Runtime<B> {
         let above = self
             .pending
             .known_classes_from(wanted.index() + 1)
-            .take_while(|class| !class.unmapped_when_freed());
+            .take_while(|class| !class.is_huge());
         for class in above.chain(self.pending.known_classes_below(wanted.index())) {
             while let Some(block) = self.pending.pay_back(class) {
                 self.free_now(class, block);
@@ -352,7 +388,7 @@ impl<B: Backing> Runtime<B> {
             let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
             SizeStats {
                 block_bytes: class.bytes() as u64,
-                own_mapping: class.unmapped_when_freed(),
+                own_mapping: class.is_huge(),
                 handed_over: load(&counts.handed_over),
                 reused: load(&counts.reused),
                 drained: load(&counts.drained),
@@ -387,19 +423,31 @@ impl<B: Backing> report::Source for Runtime<B> {
     }
 }
 
-/// Allocates with the size of `class`, so that any block of the class can take its place.
+/// Allocates with the size of `class`, so that any block of the class can take its place. Where a huge block cannot be had
+/// it is one of the backing's.
 ///
 /// # Safety
 /// `class` is the class of `layout`.
-pub(crate) unsafe fn alloc_rounded<B: Backing>(
+pub(crate) unsafe fn alloc_fresh<B: Backing>(
     backing: B,
     class: Class,
     layout: Layout,
-    zeroed: bool,
+    for_use: Use,
 ) -> *mut u8 {
+    if class.is_huge() {
+        let block = huge::map(class.bytes(), layout.align(), for_use);
+        if !block.is_null() {
+            return block;
+        }
+    }
     let Some(layout) = class.layout(layout.align()) else {
         return ptr::null_mut();
     };
     // SAFETY: a class's size is not 0.
-    unsafe { if zeroed { backing.alloc_zeroed(layout) } else { backing.alloc(layout) } }
+    unsafe {
+        match for_use {
+            Use::Zeroed => backing.alloc_zeroed(layout),
+            Use::Plain | Use::Grown => backing.alloc(layout),
+        }
+    }
 }

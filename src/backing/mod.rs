@@ -40,8 +40,9 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         None
     }
 
-    /// Whether freeing such a block unmaps its pages there and then. The drainer gives their memory
-    /// back piece by piece first, because an unmapping thread holds up all others.
+    /// Whether freeing such a block unmaps its pages there and then. Of at least 8 MiB, or with an alignment above
+    /// 64 KiB, it is never asked for: this crate maps such blocks itself. Of others the drainer gives the memory back
+    /// piece by piece first, because an unmapping thread holds up all others.
     fn unmaps_on_free(&self, layout: Layout) -> bool {
         let _ = layout;
         false

@@ -253,6 +253,11 @@ impl Pending {
         self.known_classes_from(0)
     }
 
+    /// Classes of huge blocks that are known.
+    pub(crate) fn known_huge_classes(&self) -> impl Iterator<Item = Class> + '_ {
+        self.known_classes_from(class::COUNT / 2)
+    }
+
     /// Classes that are known, below that with index `end`, from the largest.
     pub(crate) fn known_classes_below(&self, end: usize) -> impl Iterator<Item = Class> + '_ {
         let mut end = end;

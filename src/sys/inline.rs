@@ -20,26 +20,29 @@ pub(crate) fn map_zeroed(_len: usize) -> *mut u8 {
     std::ptr::null_mut()
 }
 
-#[allow(dead_code, reason = "for huge blocks")]
-pub(crate) fn page_bytes() -> usize {
-    4096
-}
-
-#[allow(dead_code, reason = "for huge blocks")]
 pub(crate) fn map_aligned(_len: usize, _align: usize) -> *mut u8 {
     std::ptr::null_mut()
 }
 
 /// # Safety
 /// None is needed: nothing is ever mapped here.
-#[allow(dead_code, reason = "for huge blocks")]
-pub(crate) unsafe fn remap(_ptr: *mut u8, _old_len: usize, _new_len: usize) -> *mut u8 {
-    std::ptr::null_mut()
+pub(crate) unsafe fn grow_in_place(_ptr: *mut u8, _old_len: usize, _new_len: usize) -> bool {
+    false
 }
 
 /// # Safety
 /// None is needed: nothing is ever mapped here.
-#[allow(dead_code, reason = "for huge blocks")]
+pub(crate) unsafe fn move_mapping(
+    _ptr: *mut u8,
+    _old_len: usize,
+    _to: *mut u8,
+    _new_len: usize,
+) -> bool {
+    false
+}
+
+/// # Safety
+/// None is needed: nothing is ever mapped here.
 pub(crate) unsafe fn want_huge_pages(_ptr: *mut u8, _len: usize) {}
 
 /// # Safety

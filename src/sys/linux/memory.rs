@@ -28,7 +28,6 @@ pub(crate) fn map_zeroed(len: usize) -> *mut u8 {
 }
 
 /// As `map_zeroed`, at a multiple of `align`, which is a power of two. `len` must be whole pages.
-#[allow(dead_code, reason = "for huge blocks")]
 pub(crate) fn map_aligned(len: usize, align: usize) -> *mut u8 {
     if align <= page_bytes() {
         return map_zeroed(len);
@@ -62,27 +61,40 @@ pub(crate) unsafe fn unmap(ptr: *mut u8, len: usize) {
     unsafe { libc::munmap(ptr.cast(), len) };
 }
 
-/// Makes a mapping larger by moving its pages, not what is in them: its new place, or null when refused, and then
-/// it is as it was. What is added is zero. No alignment but a page's is kept.
+/// Makes a mapping longer where it is, by zero bytes; false when refused, and then it is as it was.
 ///
 /// # Safety
-/// `ptr` must come from one of the functions that map, with the length `old_len`, and nothing may use the mapping
+/// `ptr` must come from one of the functions that map, with the length `old_len`.
+pub(crate) unsafe fn grow_in_place(ptr: *mut u8, old_len: usize, new_len: usize) -> bool {
+    // SAFETY: the caller's. Without a flag the mapping stays where it is.
+    unsafe { libc::mremap(ptr.cast(), old_len, new_len, 0) != libc::MAP_FAILED }
+}
+
+/// Moves a mapping, its pages and not what is in them, to where another one is, which goes, and makes it as long as that
+/// one was, by zero bytes. False when refused: then the mapping is as it was, and whether the other one is still there
+/// nobody knows. Neither may be touched there any more.
+///
+/// # Safety
+/// Both must come from the functions that map, with these lengths; nobody uses the second one, and nobody the first one
 /// under its old address when this has succeeded.
-#[allow(dead_code, reason = "for huge blocks")]
-pub(crate) unsafe fn remap(ptr: *mut u8, old_len: usize, new_len: usize) -> *mut u8 {
-    // SAFETY: the caller's.
-    let moved = unsafe { libc::mremap(ptr.cast(), old_len, new_len, libc::MREMAP_MAYMOVE) };
-    if moved == libc::MAP_FAILED {
-        return ptr::null_mut();
+pub(crate) unsafe fn move_mapping(
+    ptr: *mut u8,
+    old_len: usize,
+    to: *mut u8,
+    new_len: usize,
+) -> bool {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the caller's. What is replaced is the second mapping.
+    unsafe {
+        libc::mremap(ptr.cast(), old_len, new_len, flags, to.cast::<libc::c_void>())
+            != libc::MAP_FAILED
     }
-    moved.cast()
 }
 
 /// Asks for huge pages behind a mapping.
 ///
 /// # Safety
 /// `[ptr, ptr + len)` must be whole pages of a mapping.
-#[allow(dead_code, reason = "for huge blocks")]
 pub(crate) unsafe fn want_huge_pages(ptr: *mut u8, len: usize) {
     // SAFETY: the contents stay as they are. A kernel without huge pages refuses, which changes nothing.
     unsafe { libc::madvise(ptr.cast(), len, libc::MADV_HUGEPAGE) };
@@ -155,13 +167,14 @@ mod tests {
             unsafe {
                 want_huge_pages(mapped, len);
                 mapped.add(len - 1).write(7);
-                let moved = remap(mapped, len, grown);
-                let (mapped, len) = if moved.is_null() { (mapped, len) } else { (moved, grown) };
+                let place = map_aligned(grown, align);
+                assert!(!place.is_null() && move_mapping(mapped, len, place, grown));
+                let mapped = place;
                 assert_eq!(mapped.add(3 * page - 1).read(), 7);
-                assert_eq!(mapped.add(len - page).read(), 0);
-                assert!(release_in_pieces(mapped, len).bytes >= len);
+                assert_eq!(mapped.add(grown - page).read(), 0);
+                assert!(release_in_pieces(mapped, grown).bytes >= grown);
                 assert_eq!(mapped.add(3 * page - 1).read(), 0);
-                unmap(mapped, len);
+                unmap(mapped, grown);
             }
         }
     }

@@ -1,0 +1,172 @@
+//! Huge blocks: mappings of their own, which this crate makes and gives back itself.
+//!
+//! What the system can do with a mapping and an allocator cannot do with a block: it is zero without being cleared, it
+//! grows by moving its pages instead of what is in them, it ends wherever its holder says, and it begins at a multiple
+//! of anything. In return its memory serves nobody else while it waits, other than blocks of its kind. So a block comes
+//! to be huge where one of the first counts: when it is asked for zeroed, when it grows, when its alignment is uncommon,
+//! or when it is so large that nothing else is likely to use what it leaves.
+//!
+//! A mapping begins at a multiple of [`UNIT_BYTES`] and is whole units long, so that the system can put huge pages behind
+//! it and moves it by the page table instead of page by page. [`table`] knows them by their address.
+
+mod table;
+
+use std::alloc::Layout;
+use std::ptr;
+
+use self::table::Table;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sys::{self, Released};
+
+/// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
+pub(crate) const UNIT_BYTES: usize = 2 << 20;
+
+/// From here on a block that grows beyond its place becomes huge, once: what is copied then is at most half of this, a
+/// millisecond's work.
+pub(crate) const GROWN_BYTES: usize = 8 << 20;
+
+/// From here on a block that is to be zero is huge. To clear 32 MiB that are in use takes 3 ms.
+pub(crate) const ZEROED_BYTES: usize = 32 << 20;
+
+/// From here on any block is huge. Below, a program whose sizes change does better with memory that all sizes share.
+pub(crate) const ALWAYS_BYTES: usize = 256 << 20;
+
+/// Beyond this alignment a block is huge, whatever its size.
+const MAX_ORDINARY_ALIGN: usize = 64 << 10;
+
+/// How many there may be. Linux allows a process 65 530 mappings (`vm.max_map_count`), of which an ordinary program
+/// has some hundreds.
+const MAX_BLOCKS: usize = 4096;
+
+static TABLE: Table = Table::new();
+static N_BLOCKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Why a block is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It is going to be written.
+    Plain,
+    /// It is to be zero, and maybe most of it stays so.
+    Zeroed,
+    /// To hold what a smaller block held.
+    Grown,
+}
+
+/// Whether a block of that layout may be huge: all others need no look at their address when they are freed.
+#[inline]
+pub(crate) fn may_be(layout: Layout) -> bool {
+    layout.size() >= GROWN_BYTES || layout.align() > MAX_ORDINARY_ALIGN
+}
+
+/// Whether a block of that layout should be huge.
+#[inline]
+pub(crate) fn should_be(layout: Layout, for_use: Use) -> bool {
+    let from = match for_use {
+        Use::Plain => ALWAYS_BYTES,
+        Use::Zeroed => ZEROED_BYTES,
+        Use::Grown => GROWN_BYTES,
+    };
+    layout.size() >= from || layout.align() > MAX_ORDINARY_ALIGN
+}
+
+/// The length of the mapping, of a block that [`may_be`] huge; 0 where the block is one of the allocator underneath.
+#[inline]
+pub(crate) fn len_of(block: *mut u8) -> usize {
+    TABLE.len(block)
+}
+
+/// Makes a block of `len` bytes, whole units, all zero; null when refused.
+pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
+    debug_assert!(len % UNIT_BYTES == 0);
+    // Several threads may be one too many for a moment; there is room.
+    if N_BLOCKS.load(Ordering::Relaxed) >= MAX_BLOCKS {
+        return ptr::null_mut();
+    }
+    let block = sys::map_aligned(len, align.max(UNIT_BYTES));
+    if block.is_null() {
+        return block;
+    }
+    if !TABLE.set(block, len) {
+        // SAFETY: nobody knows of it.
+        unsafe { sys::unmap(block, len) };
+        return ptr::null_mut();
+    }
+    N_BLOCKS.fetch_add(1, Ordering::Relaxed);
+    if for_use != Use::Zeroed {
+        // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
+        // SAFETY: whole pages of the mapping.
+        unsafe { sys::want_huge_pages(block, len) };
+    }
+    block
+}
+
+/// Gives a block back to the system, piece by piece first, see `sys`.
+///
+/// # Safety
+/// `block` is a huge block that its holder gives up.
+pub(crate) unsafe fn unmap(block: *mut u8) -> Released {
+    let len = TABLE.len(block);
+    debug_assert!(len != 0);
+    // First: once it is unmapped another thread's may come to lie there.
+    TABLE.set(block, 0);
+    // SAFETY: the caller's mapping.
+    let released = unsafe {
+        let released = sys::release_in_pieces(block, len);
+        sys::unmap(block, len);
+        released
+    };
+    N_BLOCKS.fetch_sub(1, Ordering::Relaxed);
+    released
+}
+
+/// Makes a block `len` bytes long, whole units, in its place or another; what is added is zero. Null when refused, and
+/// then it is as it was.
+///
+/// # Safety
+/// `block` is a huge block shorter than that, and the caller's. Where this succeeds it is no more, but for the place that
+/// is returned.
+pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
+    let old_len = TABLE.len(block);
+    debug_assert!(old_len != 0 && old_len < len && len % UNIT_BYTES == 0);
+    // SAFETY: the caller's mapping.
+    if unsafe { sys::grow_in_place(block, old_len, len) } {
+        TABLE.set(block, len);
+        return block;
+    }
+    // A place that the table has room for: pages that have moved do not find their way back.
+    let place = sys::map_aligned(len, align.max(UNIT_BYTES));
+    if place.is_null() {
+        return place;
+    }
+    if !TABLE.set(place, len) {
+        // SAFETY: nobody knows of it.
+        unsafe { sys::unmap(place, len) };
+        return ptr::null_mut();
+    }
+    // As in `unmap`: the old place may be another thread's before `move_mapping` returns.
+    TABLE.set(block, 0);
+    // SAFETY: two mappings of the caller's.
+    if unsafe { sys::move_mapping(block, old_len, place, len) } {
+        return place;
+    }
+    TABLE.set(block, old_len);
+    TABLE.set(place, 0);
+    ptr::null_mut()
+}
+
+/// Cuts off what is beyond `len` bytes, whole units, as a huge block of its own; null when that cannot be.
+///
+/// # Safety
+/// `block` is a huge block longer than `len`, and the caller's.
+pub(crate) unsafe fn split(block: *mut u8, len: usize) -> *mut u8 {
+    let old_len = TABLE.len(block);
+    debug_assert!(len != 0 && old_len > len && len % UNIT_BYTES == 0);
+    // SAFETY: within the mapping.
+    let rest = unsafe { block.add(len) };
+    if N_BLOCKS.load(Ordering::Relaxed) >= MAX_BLOCKS || !TABLE.set(rest, old_len - len) {
+        return ptr::null_mut();
+    }
+    TABLE.set(block, len);
+    N_BLOCKS.fetch_add(1, Ordering::Relaxed);
+    rest
+}
