@@ -114,6 +114,7 @@ impl<B: Backing> Runtime<B> {
         let runtime = unsafe { NonNull::new_unchecked(runtime.cast::<Self>()) };
         // SAFETY: the mapping stays until this thread unmaps it, below.
         let this = unsafe { runtime.as_ref() };
+        sys::be_ordinary();
         sys::name_thread(drainer::THREAD_NAME);
         this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
         this.backing.drainer_init();

@@ -253,6 +253,7 @@ impl Dropper {
 
     /// The thread. Returns only in the child of a fork that a `Drop` made.
     fn run(&self) {
+        sys::be_ordinary();
         IS_DROPPER.set(true);
         self.backlog.widen();
         let mut idle_since = Instant::now();

@@ -45,7 +45,7 @@ use self::value::Value;
 ///
 /// # Which thread, and when
 ///
-/// The first value starts a thread named `deferfree-drop`, with all signals blocked and a stack of
+/// The first value starts a thread named `deferfree-drop`, with no signals but those of a crash or a profiler, and a stack of
 /// 8 MiB; a program that hands nothing over never has it. It drops one value after the other, in
 /// no particular order. A value waits for some milliseconds, for 50 ms at most when nothing had come
 /// for a while, and for as long as those before it take.
