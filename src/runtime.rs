@@ -18,7 +18,7 @@ use crate::burst::local::Local;
 use crate::burst::{self, BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
-use crate::lifecycle::{self, Inside, OfGeneration};
+use crate::lifecycle::{self, Failure, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
@@ -46,6 +46,16 @@ pub(crate) enum StartError {
     Memory,
     Register,
     Thread(io::Error),
+}
+
+impl From<&StartError> for Failure {
+    fn from(error: &StartError) -> Failure {
+        match error {
+            StartError::Platform => Failure::ForGood,
+            StartError::Memory | StartError::Register => Failure::ForNow,
+            StartError::Thread(error) => error.into(),
+        }
+    }
 }
 
 impl fmt::Display for StartError {

@@ -55,8 +55,8 @@ use self::value::Value;
 ///   the values' own size (that of a `HashMap` is 48 bytes, whatever it owns: what it owns cannot be
 ///   told, so this does not bound the memory behind the values);
 /// - when called by a `Drop` that runs on that thread;
-/// - while another thread is just starting that thread, and for ever if it could not be started,
-///   which one line on standard error says;
+/// - while another thread is just starting that thread, and while it cannot be started, which one line on standard
+///   error says; it is tried again as long as the system is but short of memory or threads;
 /// - on systems with `fork` other than Linux, always.
 ///
 /// A value without anything to drop is not handed over.
