@@ -14,7 +14,7 @@ use crate::burst::{BURSTS, NO_OWNER, SMALL_BYTES, local};
 use crate::config::{Burst, Config, ReportTo, Settings, say};
 use crate::huge::{self, Use};
 use crate::latency::FREES;
-use crate::lifecycle::{self, Inside, Phase, PhaseCell};
+use crate::lifecycle::{self, Failure, Inside, Phase, PhaseCell};
 use crate::pending::{Class, MIN_CLASS_BYTES};
 use crate::report::{self, NotRunning};
 use crate::runtime::{Runtime, StartError, alloc_fresh};
@@ -36,7 +36,8 @@ use crate::sys;
 ///
 /// The first allocation of at least [`Config::threshold_bytes`] starts a thread named `deferfree`, and so
 /// does the first burst of small frees ([`Config::burst`]). A program that has neither never has it. If the thread cannot be started, every block is
-/// freed at once, for good, and one line on standard error says so.
+/// freed at once, and one line on standard error says so. Where the system was short of memory or threads, it is tried
+/// again with a large allocation a second later, then two, up to a minute.
 ///
 /// # Exit
 ///
@@ -326,14 +327,17 @@ impl<B: Backing> DeferFree<B> {
         } else {
             Err(StartError::Register)
         };
-        if let Err(error) = &started {
-            say(format_args!("{error}; large blocks are freed at once"));
-        }
-        let runtime = started.ok();
-        let is_owner = runtime.is_some_and(|runtime| BURSTS.is_owned_by(runtime.addr().get()));
+        let started = started.map_err(|error| {
+            let failure = Failure::from(&error);
+            if start.is_first {
+                say(format_args!("{error}; large blocks are freed at once{}", failure.outlook()));
+            }
+            failure
+        });
+        let is_owner = started.is_ok_and(|runtime| BURSTS.is_owned_by(runtime.addr().get()));
         let owner = if is_owner { BURSTS.owner_number() } else { NO_OWNER };
         self.owner.store(owner, Ordering::Relaxed);
-        start.finish(runtime);
+        start.finish(started);
         self.tell_report();
     }
 
@@ -387,8 +391,10 @@ impl<B: Backing> DeferFree<B> {
                 }
             };
         };
-        if let Phase::Off = self.phase.get() {
-            self.start();
+        match self.phase.get() {
+            Phase::Off => self.start(),
+            Phase::Failed if self.phase.is_due() => self.start(),
+            Phase::Starting | Phase::Running(_) | Phase::Failed => {}
         }
         if let Phase::Running(runtime) = self.phase.get() {
             return runtime.alloc(class, layout, for_use);

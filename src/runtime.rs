@@ -19,7 +19,7 @@ use crate::burst::{self, BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good};
 use crate::huge::{self, Use};
-use crate::lifecycle::{self, Inside, OfGeneration};
+use crate::lifecycle::{self, Failure, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
@@ -47,6 +47,16 @@ pub(crate) enum StartError {
     Memory,
     Register,
     Thread(io::Error),
+}
+
+impl From<&StartError> for Failure {
+    fn from(error: &StartError) -> Failure {
+        match error {
+            StartError::Platform => Failure::ForGood,
+            StartError::Memory | StartError::Register => Failure::ForNow,
+            StartError::Thread(error) => error.into(),
+        }
+    }
 }
 
 impl fmt::Display for StartError {
@@ -115,6 +125,7 @@ impl<B: Backing> Runtime<B> {
         let runtime = unsafe { NonNull::new_unchecked(runtime.cast::<Self>()) };
         // SAFETY: the mapping stays until this thread unmaps it, below.
         let this = unsafe { runtime.as_ref() };
+        sys::be_ordinary();
         sys::name_thread(drainer::THREAD_NAME);
         this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
         this.backing.drainer_init();

@@ -1,6 +1,8 @@
-//! One CPU, a drainer of low priority, a real-time producer, signals: nothing waits for ever.
+//! One CPU, a drainer of low priority, a real-time producer, signals: nothing waits for ever. Threads that a special
+//! thread starts are ordinary ones.
 //!
-//! Seen to fail: without `SignalsBlocked`, `signals`.
+//! Seen to fail: without `SignalsBlocked`, `signals`; without each of the three parts of `be_ordinary`, and with the CPUs
+//! of the calling thread counted, `born_of_a_special_thread`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -11,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, threads, touched, use_one_cpu,
-    wait_until,
+    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, task_status, threads,
+    threads_named, touched, use_one_cpu, wait_until,
 };
 use deferfree::DeferFree;
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Some("realtime_producer") => realtime_producer(),
         Some("realtime_flush") => realtime_flush(),
         Some("signals") => signals(),
+        Some("born_of_a_special_thread") => born_of_a_special_thread(),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
@@ -34,6 +37,11 @@ fn main() -> ExitCode {
                 ("realtime_producer", || run("realtime_producer")),
                 ("realtime_flush", || run("realtime_flush")),
                 ("signals", || run("signals")),
+                ("born_of_a_special_thread", || {
+                    let output = run_child("born_of_a_special_thread", &[], 20);
+                    print!("{}", output.stdout);
+                    output.expect_clean();
+                }),
             ]);
         }
     }
@@ -223,4 +231,45 @@ fn signals() {
     });
     assert_eq!(N_ELSEWHERE.load(Ordering::SeqCst), 0);
     nothing_is_left();
+}
+
+/// Policy, niceness and CPUs of a thread.
+fn manner(tid: i32) -> (i32, i32, String) {
+    // SAFETY: system calls on numbers.
+    let (policy, nice) = unsafe {
+        (libc::sched_getscheduler(tid), libc::getpriority(libc::PRIO_PROCESS, tid as libc::id_t))
+    };
+    (policy, nice, task_status(tid, "Cpus_allowed_list"))
+}
+
+/// Both threads, and what is deferred at all, are as if the main thread had come first.
+fn born_of_a_special_thread() {
+    let ordinary = manner(std::process::id() as i32);
+    let ordinary_nice = ordinary.1;
+    thread::spawn(move || {
+        use_one_cpu();
+        // Less nice, where that is allowed: one that may not cannot go back to what it was either.
+        // SAFETY: a system call on numbers.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, ordinary_nice - 3) };
+        become_realtime();
+        drop(touched(MIB));
+        deferfree::later(vec![vec![1; 10]; 10]);
+        let has_one_cpu = thread::available_parallelism().unwrap().get() == 1;
+        assert!(has_one_cpu && GLOBAL.stats().drainer_running);
+        // The bursts' default asks for the number of CPUs when it is looked at first.
+        let burst = GLOBAL.config().burst;
+        // SAFETY: a system call without arguments.
+        (burst, manner(unsafe { libc::gettid() }))
+    })
+    .join()
+    .map(|(burst, special)| {
+        assert_ne!(special, ordinary);
+        assert_eq!(burst.is_some(), thread::available_parallelism().unwrap().get() > 1);
+    })
+    .unwrap();
+    assert!(deferfree::flush_values());
+    for name in ["deferfree", "deferfree-drop"] {
+        wait_until("the thread has its name", || threads_named(name).len() == 1);
+        assert_eq!(manner(threads_named(name)[0]), ordinary, "{name}");
+    }
 }

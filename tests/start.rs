@@ -1,7 +1,8 @@
 //! How the drainer comes to life: once, at the first large allocation, or not at all.
 //!
 //! Seen to fail: without the compare-exchange in `start`, `rush`; with a start at the first allocation
-//! of any size, `small_program`; with FAILED taken for OFF, `refused`; with blocks not rounded while
+//! of any size, `small_program`; with FAILED taken for OFF, and with a start that is not
+//! tried again, `refused`; with blocks not rounded while
 //! no drainer runs, `rounded_before_the_start`; without `stop` in `drop`, `dropped`.
 #![cfg(target_os = "linux")]
 
@@ -17,7 +18,8 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    KIB, MIB, command, drainers, finish, run_child, sleep_ms, thread_refuser, touched, wait_until,
+    KIB, MIB, command, drainers, finish, run_child, sleep_ms, thread_refuser, threads_named,
+    touched, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -193,8 +195,10 @@ fn refused() {
         let output = finish(command, 20);
         output.expect_code(0);
         let lines: Vec<&str> = output.stderr.lines().collect();
-        assert_eq!(lines.len(), 1, "{output:?}");
+        // The second is the dropper's, which starts at once where only the first thread is refused.
+        assert_eq!(lines.len(), if n == "1" { 1 } else { 2 }, "{output:?}");
         assert!(lines[0].starts_with("deferfree: cannot start the drainer"), "{output:?}");
+        assert!(lines.iter().all(|line| line.ends_with("; it will be tried again")), "{output:?}");
     }
 }
 
@@ -204,11 +208,7 @@ fn refused_child(n_refused: usize) {
     for _ in 0..N {
         drop(touched(2 * MIB));
     }
-    if n_refused == 1 {
-        // Threads can be started again, but the decision stands.
-        thread::spawn(|| drop(touched(MIB))).join().unwrap();
-        drop(touched(MIB));
-    } else {
+    if n_refused > 1 {
         assert!(thread::Builder::new().spawn(|| ()).is_err(), "the refuser refuses");
     }
     let mut grown = touched(MIB);
@@ -224,6 +224,19 @@ fn refused_child(n_refused: usize) {
     // Without a drainer flush purges on the calling thread.
     GLOBAL.flush();
     assert!(common::rss() < before + 50 * MIB);
+    // It is tried again a second after the first time.
+    sleep_ms(1000);
+    drop(touched(2 * MIB));
+    let stats = GLOBAL.stats();
+    assert_eq!((stats.drainer_running, stats.start_failed), (n_refused == 1, n_refused > 1));
+    assert_eq!(stats.handed_over.blocks, u64::from(n_refused == 1), "{stats:?}");
+    let values = || (0..10).map(|n| vec![n; 100]).for_each(deferfree::later);
+    values();
+    sleep_ms(1000);
+    values();
+    assert!(deferfree::flush_values());
+    // The first values started the dropper where it may: nothing had tried before.
+    assert_eq!(threads_named("deferfree-drop").len(), usize::from(n_refused == 1));
 }
 
 /// Allocates and frees on four threads, blocks passed on from one to the next.

@@ -126,7 +126,12 @@ impl<B: Backing> DeferFree<B> {
 
     /// The runtime, if small blocks can be deferred in it; started if it is not.
     fn owner(&self) -> Option<&Runtime<B>> {
-        if let (Phase::Off, true) = (self.phase.get(), BURSTS.can_be_claimed(self.phase.addr())) {
+        let may_start = match self.phase.get() {
+            Phase::Off => true,
+            Phase::Failed => self.phase.is_due(),
+            Phase::Starting | Phase::Running(_) => false,
+        };
+        if may_start && BURSTS.can_be_claimed(self.phase.addr()) {
             self.start();
         }
         match self.phase.get() {

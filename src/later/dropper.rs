@@ -55,6 +55,8 @@
 //! goes on as any other thread does.
 
 use std::cell::Cell;
+use std::fmt;
+use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -65,8 +67,7 @@ use crossbeam_utils::CachePadded;
 
 use super::backlog::{Backlog, LARGE_SLOTS, Next};
 use super::value::{SLOT_BYTES, Value};
-use crate::config::say;
-use crate::lifecycle::{self, OfGeneration};
+use crate::lifecycle::{self, Failure, OfGeneration};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::thread::{self, Thread};
 use crate::sync::{Condvar, Instant, Mutex};
@@ -118,6 +119,33 @@ pub(super) struct Dropper {
     flush: CachePadded<Flush>,
 }
 
+/// Why there is none.
+#[derive(Debug)]
+pub(super) enum StartError {
+    Memory,
+    Register,
+    Thread(io::Error),
+}
+
+impl From<&StartError> for Failure {
+    fn from(error: &StartError) -> Failure {
+        match error {
+            StartError::Memory | StartError::Register => Failure::ForNow,
+            StartError::Thread(error) => error.into(),
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Memory => f.write_str("no memory for handing values over"),
+            StartError::Register => f.write_str("cannot register for fork and exit"),
+            StartError::Thread(error) => write!(f, "cannot start the dropper ({error})"),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Flush {
     wanted: AtomicU64,
@@ -140,13 +168,11 @@ impl OfGeneration for Dropper {
 }
 
 impl Dropper {
-    /// `None` when the system refuses a part of it, which has then been said on standard error.
-    pub(super) fn start() -> Option<&'static Dropper> {
+    pub(super) fn start() -> Result<&'static Dropper, StartError> {
         // A box that does not abort where there is no memory for it.
         let mut block = Vec::new();
         let (Ok(()), Some(backlog)) = (block.try_reserve_exact(1), Backlog::new()) else {
-            say(format_args!("no memory for handing values over; they are dropped at once"));
-            return None;
+            return Err(StartError::Memory);
         };
         block.push(Dropper {
             generation: lifecycle::generation(),
@@ -169,13 +195,12 @@ impl Dropper {
             Ok(thread) => {
                 let set = this.thread.set(thread.thread().clone());
                 debug_assert!(set.is_ok());
-                Some(this)
+                Ok(this)
             }
             Err(error) => {
-                say(format_args!("cannot start the dropper ({error}); values are dropped at once"));
                 // SAFETY: there is no dropper, and nobody else knows of it.
                 drop(unsafe { Box::from_raw(dropper) });
-                None
+                Err(StartError::Thread(error))
             }
         }
     }
@@ -253,6 +278,7 @@ impl Dropper {
 
     /// The thread. Returns only in the child of a fork that a `Drop` made.
     fn run(&self) {
+        sys::be_ordinary();
         IS_DROPPER.set(true);
         self.backlog.widen();
         let mut idle_since = Instant::now();

@@ -45,7 +45,7 @@ use self::value::Value;
 ///
 /// # Which thread, and when
 ///
-/// The first value starts a thread named `deferfree-drop`, with all signals blocked and a stack of
+/// The first value starts a thread named `deferfree-drop`, with no signals but those of a crash or a profiler, and a stack of
 /// 8 MiB; a program that hands nothing over never has it. It drops one value after the other, in
 /// no particular order. A value waits for some milliseconds, for 50 ms at most when nothing had come
 /// for a while, and for as long as those before it take.
@@ -55,8 +55,8 @@ use self::value::Value;
 ///   the values' own size (that of a `HashMap` is 48 bytes, whatever it owns: what it owns cannot be
 ///   told, so this does not bound the memory behind the values);
 /// - when called by a `Drop` that runs on that thread;
-/// - while another thread is just starting that thread, and for ever if it could not be started,
-///   which one line on standard error says;
+/// - while another thread is just starting that thread, and while it cannot be started, which one line on standard
+///   error says; it is tried again as long as the system is but short of memory or threads;
 /// - on systems with `fork` other than Linux, always.
 ///
 /// A value without anything to drop is not handed over.

@@ -2,9 +2,9 @@
 
 use std::ptr::NonNull;
 
-use super::dropper::{self, Dropper};
+use super::dropper::{self, Dropper, StartError};
 use crate::config::say;
-use crate::lifecycle::{self, Phase, PhaseCell};
+use crate::lifecycle::{self, Failure, Phase, PhaseCell};
 use crate::sys;
 
 /// Whether the dropper can run here: where there is `fork`, its handlers must be there too.
@@ -23,6 +23,7 @@ pub(super) fn running() -> Option<&'static Dropper> {
     match PHASE.get() {
         Phase::Running(dropper) => Some(dropper),
         Phase::Off => start(),
+        Phase::Failed if PHASE.is_due() => start(),
         Phase::Starting | Phase::Failed => None,
     }
 }
@@ -46,12 +47,14 @@ fn start() -> Option<&'static Dropper> {
         // Another thread has been faster, and may be done by now.
         return if_started();
     };
-    let started = if registered {
-        Dropper::start()
-    } else {
-        say(format_args!("cannot register for fork and exit; values are dropped at once"));
-        None
-    };
+    let started = if registered { Dropper::start() } else { Err(StartError::Register) };
+    let started = started.map_err(|error| {
+        let failure = Failure::from(&error);
+        if start.is_first {
+            say(format_args!("{error}; values are dropped at once{}", failure.outlook()));
+        }
+        failure
+    });
     start.finish(started.map(NonNull::from));
-    started
+    started.ok()
 }

@@ -45,7 +45,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::thread;
 use crate::{backing, sys};
 
-pub(crate) use phase::{OfGeneration, Phase, PhaseCell};
+pub(crate) use phase::{Failure, OfGeneration, Phase, PhaseCell};
 
 /// Low half: drainers inside the backing. High half: forks being prepared or under way.
 static GATE: AtomicU32 = AtomicU32::new(0);

@@ -3,7 +3,9 @@
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use super::{GATE, Inside, OfGeneration, Phase, PhaseCell, child, generation, parent, prepare};
+use super::{
+    Failure, GATE, Inside, OfGeneration, Phase, PhaseCell, child, generation, parent, prepare,
+};
 use crate::sync::atomic::Ordering;
 use crate::sync::thread;
 use crate::sync::{Plain, check};
@@ -37,7 +39,7 @@ impl OfGeneration for Running {
 static CELL: PhaseCell<Running> = PhaseCell::new();
 
 /// Starts it or finds it started, looks at it, and says whether it was the one.
-fn come(value: impl FnOnce() -> Option<NonNull<Running>>) -> bool {
+fn come(value: impl FnOnce() -> Result<NonNull<Running>, Failure>) -> bool {
     let start = CELL.start();
     let started = start.is_some();
     if let Some(start) = start {
@@ -54,9 +56,9 @@ fn come(value: impl FnOnce() -> Option<NonNull<Running>>) -> bool {
 /// Seen to fail where OFF => STARTING is a store, and with Relaxed in `finish` and in `get`.
 #[test]
 fn one_of_those_who_come_first_starts() {
-    check(Some(3), 8, || {
-        let others = [0; 2].map(|_| thread::spawn(|| come(|| Some(Running::new()))));
-        let mine = come(|| Some(Running::new()));
+    check(Some(3), 12, || {
+        let others = [0; 2].map(|_| thread::spawn(|| come(|| Ok(Running::new()))));
+        let mine = come(|| Ok(Running::new()));
         let started = others.map(|other| other.join());
         assert_eq!([mine, started[0], started[1]].iter().filter(|&&started| started).count(), 1);
         assert!(matches!(CELL.get(), Phase::Running(_)));
@@ -66,23 +68,35 @@ fn one_of_those_who_come_first_starts() {
 /// Seen to fail where the start leaves OFF behind instead of FAILED.
 #[test]
 fn a_failed_start_is_not_tried_again() {
-    check(None, 8, || {
-        let other = thread::spawn(|| come(|| None));
-        let mine = come(|| None);
+    check(None, 12, || {
+        let other = thread::spawn(|| come(|| Err(Failure::ForGood)));
+        let mine = come(|| Err(Failure::ForGood));
         assert!(mine != other.join());
         assert!(matches!(CELL.get(), Phase::Failed));
+    });
+}
+
+/// Seen to fail where FAILED => STARTING is a store, and with Relaxed in `finish`.
+#[test]
+fn a_start_that_failed_for_now_is_tried_again_by_one() {
+    check(Some(3), 12, || {
+        assert!(come(|| Err(Failure::ForNow)));
+        let others = [0; 2].map(|_| thread::spawn(|| come(|| Ok(Running::new()))));
+        let started = others.map(|other| other.join());
+        assert!(started[0] != started[1]);
+        assert!(matches!(CELL.get(), Phase::Running(_)));
     });
 }
 
 /// Seen to fail where a value counts as running whatever its generation.
 #[test]
 fn what_was_inherited_counts_as_off() {
-    check(None, 8, || {
-        assert!(come(|| Some(Running::new())));
+    check(None, 12, || {
+        assert!(come(|| Ok(Running::new())));
         as_forked_child();
         assert!(matches!(CELL.get(), Phase::Off));
-        let other = thread::spawn(|| come(|| Some(Running::new())));
-        let mine = come(|| Some(Running::new()));
+        let other = thread::spawn(|| come(|| Ok(Running::new())));
+        let mine = come(|| Ok(Running::new()));
         assert!(mine != other.join());
         assert!(matches!(CELL.get(), Phase::Running(_)));
     });

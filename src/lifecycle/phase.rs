@@ -1,17 +1,25 @@
 //! Where something with a thread of its own is in its life.
 
 use std::fmt;
+use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use super::generation;
-use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::IN_MODEL;
+use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::sys;
 
 /// ```text
 /// OFF => STARTING => RUNNING
-///                 => FAILED
+///            ^ |
+///            | v
+///          FAILED
 /// ```
+///
+/// A start that failed is tried again if it may work another time: a second later, then two, and so on up to
+/// [`LONGEST_PAUSE_NS`].
 ///
 /// Nobody waits for a start: who comes meanwhile, the starting thread's own allocations included,
 /// finds STARTING. Whatever belongs to an earlier generation of the process was inherited in a fork and
@@ -40,8 +48,46 @@ pub(crate) trait OfGeneration {
 /// generation, shifted, and a tag that no pointer to such a value has.
 pub(crate) struct PhaseCell<T> {
     word: AtomicPtr<T>,
+    /// What ran in the process that this one was forked off from, or null.
+    inherited: AtomicPtr<T>,
+    /// FAILED: when the start may be tried again, by `sys::monotonic_ns`, and how long it waits for that.
+    again_at_ns: AtomicU64,
+    pause_ns: AtomicU64,
     /// The value is used by many threads, and dropped by any of them: it has to be what an `Arc` asks for.
     shares: PhantomData<Arc<T>>,
+}
+
+const SECOND_NS: u64 = 1_000_000_000;
+const FIRST_PAUSE_NS: u64 = if IN_MODEL { 0 } else { SECOND_NS };
+const LONGEST_PAUSE_NS: u64 = 64 * SECOND_NS;
+const NEVER: u64 = 0;
+
+/// Why there was no start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The system had no memory or no room for a thread.
+    ForNow,
+    ForGood,
+}
+
+impl Failure {
+    /// The end of a line that says what failed.
+    pub(crate) fn outlook(self) -> &'static str {
+        match self {
+            Failure::ForNow => "; it will be tried again",
+            Failure::ForGood => "",
+        }
+    }
+}
+
+impl From<&io::Error> for Failure {
+    fn from(error: &io::Error) -> Failure {
+        match error.kind() {
+            // EAGAIN, ENOMEM
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Failure::ForNow,
+            _ => Failure::ForGood,
+        }
+    }
 }
 
 const STARTING: usize = 1;
@@ -56,7 +102,13 @@ fn tagged<T>(tag: usize) -> *mut T {
 impl<T: OfGeneration> PhaseCell<T> {
     pub(crate) const fn new() -> Self {
         const { assert!(align_of::<T>() > STARTING | FAILED) };
-        PhaseCell { word: AtomicPtr::new(ptr::null_mut()), shares: PhantomData }
+        PhaseCell {
+            word: AtomicPtr::new(ptr::null_mut()),
+            inherited: AtomicPtr::new(ptr::null_mut()),
+            again_at_ns: AtomicU64::new(NEVER),
+            pause_ns: AtomicU64::new(0),
+            shares: PhantomData,
+        }
     }
 
     #[inline]
@@ -92,47 +144,112 @@ impl<T: OfGeneration> PhaseCell<T> {
         }
     }
 
-    /// OFF => STARTING, for one of those who try.
+    /// FAILED: whether it is time to try again.
+    #[cold]
+    pub(crate) fn is_due(&self) -> bool {
+        // Relaxed, as all that is said of times: who finds FAILED finds them, see `finish`.
+        let again_at_ns = self.again_at_ns.load(Ordering::Relaxed);
+        again_at_ns != NEVER && sys::monotonic_ns() >= again_at_ns
+    }
+
+    /// OFF => STARTING, or FAILED => STARTING when it is time, for one of those who try.
     ///
     /// The fork handlers must have been registered: without them a child would remain in STARTING.
     pub(crate) fn start(&self) -> Option<Start<'_, T>> {
         let seen = self.word.load(Ordering::Acquire);
-        if !matches!(Self::phase(seen), Phase::Off) {
-            return None;
-        }
+        let is_first = match Self::phase(seen) {
+            Phase::Off => true,
+            Phase::Failed if self.is_due() => false,
+            Phase::Starting | Phase::Running(_) | Phase::Failed => return None,
+        };
         // Relaxed: nothing is published yet.
         self.word
             .compare_exchange(seen, tagged(STARTING), Ordering::Relaxed, Ordering::Relaxed)
             .ok()?;
-        let inherited = if seen.addr() & (STARTING | FAILED) == 0 { seen } else { ptr::null_mut() };
-        Some(Start { cell: self, inherited })
+        if is_first {
+            self.pause_ns.store(0, Ordering::Relaxed);
+        }
+        if !seen.is_null() && seen.addr() & (STARTING | FAILED) == 0 {
+            self.inherited.store(seen, Ordering::Relaxed);
+        }
+        Some(Start { cell: self, is_first })
     }
 }
 
 /// The one attempt to get from STARTING to RUNNING.
 pub(crate) struct Start<'a, T> {
     cell: &'a PhaseCell<T>,
-    inherited: *mut T,
+    /// In this process.
+    pub(crate) is_first: bool,
 }
 
-impl<T> Start<'_, T> {
+impl<'a, T> Start<'a, T> {
     /// What ran in the process that this one was forked off from. Any thread of it may have been in
     /// the middle of a change.
-    pub(crate) fn inherited(&self) -> Option<&T> {
+    pub(crate) fn inherited(&self) -> Option<&'a T> {
         // SAFETY: as in `PhaseCell::phase`.
-        unsafe { self.inherited.as_ref() }
+        unsafe { self.cell.inherited.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// STARTING => RUNNING, or FAILED without a value. The value must outlive the cell's use.
-    pub(crate) fn finish(self, value: Option<NonNull<T>>) {
-        let phase = value.map_or_else(|| tagged(FAILED), NonNull::as_ptr);
+    /// STARTING => RUNNING, or FAILED. The value must outlive the cell's use.
+    pub(crate) fn finish(self, value: Result<NonNull<T>, Failure>) {
+        let cell = self.cell;
+        let phase = match value {
+            Ok(value) => value.as_ptr(),
+            Err(failure) => {
+                let again_at_ns = match failure {
+                    Failure::ForNow => {
+                        let pause_ns = cell.pause_ns.load(Ordering::Relaxed) * 2;
+                        let pause_ns = pause_ns.clamp(FIRST_PAUSE_NS, LONGEST_PAUSE_NS);
+                        cell.pause_ns.store(pause_ns, Ordering::Relaxed);
+                        sys::monotonic_ns().saturating_add(pause_ns)
+                    }
+                    Failure::ForGood => NEVER,
+                };
+                cell.again_at_ns.store(again_at_ns, Ordering::Relaxed);
+                tagged(FAILED)
+            }
+        };
         // Release: see `get`.
-        self.cell.word.store(phase, Ordering::Release);
+        cell.word.store(phase, Ordering::Release);
     }
 }
 
 impl<T> fmt::Debug for PhaseCell<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PhaseCell").field(&self.word).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[repr(align(8))]
+    struct Value;
+
+    impl OfGeneration for Value {
+        fn generation(&self) -> u32 {
+            generation()
+        }
+    }
+
+    /// Seen to fail with a pause that stays the same, and where a failure for good is not.
+    #[test]
+    fn a_failed_start_is_tried_again_ever_more_rarely() {
+        let cell = PhaseCell::<Value>::new();
+        for pause in [1, 2, 4, 8, 16, 32, 64, 64] {
+            let start = cell.start().unwrap();
+            assert_eq!(start.is_first, pause == 1);
+            let before_ns = sys::monotonic_ns();
+            start.finish(Err(Failure::ForNow));
+            assert!(cell.start().is_none() && !cell.is_due());
+            let waits_ns = cell.again_at_ns.load(Ordering::Relaxed) - before_ns;
+            assert!((pause * SECOND_NS..(pause + 1) * SECOND_NS).contains(&waits_ns), "{waits_ns}");
+            cell.again_at_ns.store(before_ns, Ordering::Relaxed);
+        }
+        cell.start().unwrap().finish(Err(Failure::ForGood));
+        assert!(cell.start().is_none());
+        assert_eq!(cell.again_at_ns.load(Ordering::Relaxed), NEVER);
     }
 }

@@ -125,6 +125,7 @@ unsafe fn source_of<S: Source + 'static>(runtime: *const ()) -> *const dyn Sourc
 pub(crate) fn started<S: Source>(runtime: &S) {
     // Release pairs with the Acquire in `at_exit`.
     REPORT.runtime.store(ptr::from_ref(runtime).cast_mut().cast(), Ordering::Release);
+    REPORT.start_failed.store(false, Ordering::Relaxed);
 }
 
 /// It could not.

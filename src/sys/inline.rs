@@ -146,6 +146,8 @@ pub(crate) unsafe fn start_thread(
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
+pub(crate) fn be_ordinary() {}
+
 pub(crate) fn name_thread(_name: &std::ffi::CStr) {}
 
 pub(crate) fn futex_wait(

@@ -189,9 +189,14 @@ pub(crate) fn threads() -> Vec<(i32, String)> {
     threads
 }
 
-/// The drainers among the threads. A new thread gets its name some time after it started.
+/// A new thread gets its name some time after it started.
+pub(crate) fn threads_named(wanted: &str) -> Vec<i32> {
+    threads().into_iter().filter(|(_, name)| name == wanted).map(|(tid, _)| tid).collect()
+}
+
+/// The drainers among the threads.
 pub(crate) fn drainers() -> Vec<i32> {
-    threads().into_iter().filter(|(_, name)| name == "deferfree").map(|(tid, _)| tid).collect()
+    threads_named("deferfree")
 }
 
 /// One field of `/proc/self/task/<tid>/status`.

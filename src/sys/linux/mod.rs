@@ -14,22 +14,39 @@ pub(crate) use {memory::*, thread::*, write::*};
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
 
-/// All signals of this thread blocked, and a thread started meanwhile inherits that; undone on drop.
+/// The signals of this thread blocked that a program may mean for threads of its own, and a thread started meanwhile
+/// inherits that; undone on drop.
 ///
 /// A signal that is sent to the process must reach the program's threads, never the drainer.
 pub(crate) struct SignalsBlocked {
     before: libc::sigset_t,
 }
 
+/// Not blocked: what a thread brings upon itself, which a crash handler is to see, and the profiler's, whose ticks would be
+/// put down to another thread.
+const OF_EACH_THREAD: [libc::c_int; 8] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGABRT,
+    libc::SIGPROF,
+];
+
 impl SignalsBlocked {
     pub(crate) fn new() -> Self {
-        let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: `sigfillset` initialises `all`, `pthread_sigmask` with valid arguments cannot
+        // SAFETY: `sigfillset` initialises `blocked`, `pthread_sigmask` with valid arguments cannot
         // fail and writes `before`.
         unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            libc::sigfillset(blocked.as_mut_ptr());
+            for signal in OF_EACH_THREAD {
+                libc::sigdelset(blocked.as_mut_ptr(), signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, blocked.as_ptr(), before.as_mut_ptr());
             SignalsBlocked { before: before.assume_init() }
         }
     }
@@ -325,13 +342,15 @@ pub(crate) fn at_thread_exit(handler: unsafe extern "C" fn(*mut libc::c_void)) -
     unsafe { libc::pthread_setspecific(known - 1, ptr::without_provenance(1)) == 0 }
 }
 
-/// Whether the threads of this process have one CPU between them, by the set of CPUs that they may
-/// run on or by the quota of the control group.
+/// Whether the threads of this process have one CPU between them, by the set of CPUs that the first of them may
+/// run on (others may be pinned to one) or by the quota of the control group.
 pub(crate) fn has_one_cpu() -> bool {
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: a buffer of the given size, all zeros of which are a valid set.
     let n_cpus = unsafe {
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr()) == 0 {
+        if libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr())
+            == 0
+        {
             libc::CPU_COUNT(cpus.assume_init_ref())
         } else {
             // More CPUs than the set has room for.

@@ -50,6 +50,34 @@ pub(crate) fn name_thread(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
+/// Gives the calling thread policy, niceness and CPUs of the process's first thread, but no real-time policy.
+///
+/// It has inherited those of the thread that happened to start it, which may be a real-time one pinned to a CPU that
+/// nobody else is to use. What is refused stays as it is: without the right to, a thread does not become less nice.
+pub(crate) fn be_ordinary() {
+    let ordinary = libc::sched_param { sched_priority: 0 };
+    let mut cpus = MaybeUninit::<libc::cpu_set_t>::uninit();
+    // By number, as musl has no such functions, and glibc's `getpriority` returns -1 for two reasons.
+    // SAFETY: system calls on numbers and live variables; `cpus` is read where it has been written.
+    unsafe {
+        let first = libc::getpid();
+        let policy = match libc::syscall(libc::SYS_sched_getscheduler, first) as c_int {
+            policy @ (libc::SCHED_BATCH | libc::SCHED_IDLE) => policy,
+            _ => libc::SCHED_OTHER,
+        };
+        libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const ordinary);
+        // Counted from 1 for the least nice to 40, see getpriority(2).
+        let priority = libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, first);
+        if priority > 0 {
+            libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, 20 - priority);
+        }
+        let bytes = size_of::<libc::cpu_set_t>();
+        if libc::sched_getaffinity(first, bytes, cpus.as_mut_ptr()) == 0 {
+            libc::sched_setaffinity(0, bytes, cpus.as_ptr());
+        }
+    }
+}
+
 /// Any multiple of the size of a page, which some systems want of a stack.
 const STACK_STEP_BYTES: usize = 64 << 10;
 
