@@ -380,7 +380,7 @@ impl<B: Backing> Runtime<B> {
             purges: self.control.purges(),
             released_bytes,
             release_calls,
-            drainer_cpu_ns: if cpu_clock == 0 { None } else { sys::clock_ns(cpu_clock) }
+            drainer_cpu_ns: if cpu_clock == 0 { None } else { sys::thread_cpu_ns(cpu_clock) }
                 .unwrap_or(0),
             drainer_running: true,
             ..Stats::default()

@@ -21,7 +21,9 @@ use crate::burst::local;
 /// ```
 #[must_use = "frees are deferred until the scope is dropped"]
 pub fn defer_scope() -> DeferScope {
-    local::here().enter_scope();
+    if let Some(local) = local::here() {
+        local.enter_scope();
+    }
     DeferScope { of_this_thread: PhantomData }
 }
 
@@ -34,6 +36,8 @@ pub struct DeferScope {
 
 impl Drop for DeferScope {
     fn drop(&mut self) {
-        local::here().leave_scope();
+        if let Some(local) = local::here() {
+            local.leave_scope();
+        }
     }
 }

@@ -63,7 +63,8 @@ impl<B: Backing> DeferFree<B> {
     /// As `free`, where the thread is in a burst, or looks whether it is.
     #[inline(never)]
     pub(super) unsafe fn write_down(ptr: *mut u8, size: usize, this: &Self) {
-        if local::here().writes(this.owner.load(Ordering::Relaxed), ptr, size) {
+        let owner = this.owner.load(Ordering::Relaxed);
+        if local::here().is_some_and(|local| local.writes(owner, ptr, size)) {
             return;
         }
         // SAFETY: the caller's block.
@@ -75,7 +76,7 @@ impl<B: Backing> DeferFree<B> {
     #[inline(never)]
     unsafe fn decide(ptr: *mut u8, size: usize, this: &Self) {
         let local = local::here();
-        if local.has_allocated() || !this.defers(local, ptr, size) {
+        if !local.is_some_and(|local| !local.has_allocated() && this.defers(local, ptr, size)) {
             // SAFETY: the caller's block; every block comes from the backing.
             unsafe { this.backing.dealloc_any(ptr) };
         }
@@ -257,7 +258,9 @@ impl<B: Backing> DeferFree<B> {
     /// Before a small allocation that goes the long way.
     #[cold]
     pub(super) fn note_alloc(&self) {
-        let local = local::here();
+        let Some(local) = local::here() else {
+            return;
+        };
         match local.on_alloc() {
             OnAlloc::Nothing => {}
             OnAlloc::Unknown => local.set_up(self.mode()),

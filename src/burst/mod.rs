@@ -243,7 +243,7 @@ impl Bursts {
         }
         let log = self.logs.hold()?;
         // Its handler lets the log go; without it the log would be lost with the thread.
-        if !sys::at_thread_exit(thread_exits) {
+        if !local::hears_of_its_exit() {
             log.let_go();
             return None;
         }
@@ -454,7 +454,9 @@ impl Bursts {
         self.told.store(false, Ordering::Relaxed);
         let granted_bytes = self.logs.iter().map(|log| log.forget_threads(&self.pool)).sum();
         self.full_bytes.store(granted_bytes, Ordering::Relaxed);
-        local::here().forked_child();
+        if let Some(local) = local::here() {
+            local.forked_child();
+        }
     }
 }
 
@@ -477,16 +479,18 @@ pub(crate) struct Drained {
 
 /// Frees what the calling thread has written down, as it ends, if the owner has said that `free` frees its blocks.
 pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
-    let local = local::here();
+    let Some(local) = local::here() else {
+        return;
+    };
     // A block in the log keeps its owner, whose word that is.
     if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
         BURSTS.take_back(local, free);
     }
 }
 
-/// Runs as the last thing on a thread that has held a log, after its thread-local destructors.
-unsafe extern "C" fn thread_exits(_: *mut std::ffi::c_void) {
-    if let Some(log) = local::here().end() {
+/// The last thing on a thread that has held a log, after its thread-local destructors.
+fn give_up_log(local: &Local) {
+    if let Some(log) = local.end() {
         log.let_go();
     }
 }

@@ -29,7 +29,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(super) const fn new() -> Record {
+    #[cfg(test)]
+    fn new() -> Record {
         Record {
             skip: Cell::new(0),
             level: Cell::new(0),

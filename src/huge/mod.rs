@@ -133,6 +133,9 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
         TABLE.set(block, len);
         return block;
     }
+    if !sys::MOVES_MAPPINGS {
+        return ptr::null_mut();
+    }
     // A place that the table has room for: pages that have moved do not find their way back.
     let place = sys::map_aligned(len, align.max(UNIT_BYTES));
     if place.is_null() {
@@ -161,6 +164,9 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
 pub(crate) unsafe fn split(block: *mut u8, len: usize) -> *mut u8 {
     let old_len = TABLE.len(block);
     debug_assert!(len != 0 && old_len > len && len % UNIT_BYTES == 0);
+    if !sys::SPLITS_MAPPINGS {
+        return ptr::null_mut();
+    }
     // SAFETY: within the mapping.
     let rest = unsafe { block.add(len) };
     if N_BLOCKS.load(Ordering::Relaxed) >= MAX_BLOCKS || !TABLE.set(rest, old_len - len) {

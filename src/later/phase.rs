@@ -5,10 +5,6 @@ use std::ptr::NonNull;
 use super::dropper::{self, Dropper, StartError};
 use crate::config::say;
 use crate::lifecycle::{self, Failure, Phase, PhaseCell};
-use crate::sys;
-
-/// Whether the dropper can run here: where there is `fork`, its handlers must be there too.
-const CAN_RUN: bool = sys::CAN_DEFER || cfg!(not(unix));
 
 /// In STARTING and FAILED values are dropped inline.
 static PHASE: PhaseCell<Dropper> = PhaseCell::new();
@@ -38,11 +34,8 @@ pub(super) fn if_started() -> Option<&'static Dropper> {
 
 #[cold]
 fn start() -> Option<&'static Dropper> {
-    if !CAN_RUN {
-        return None;
-    }
     // Before STARTING, see `PhaseCell::start`.
-    let registered = lifecycle::register() || !sys::CAN_DEFER;
+    let registered = lifecycle::register();
     let Some(start) = PHASE.start() else {
         // Another thread has been faster, and may be done by now.
         return if_started();

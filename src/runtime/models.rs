@@ -208,7 +208,7 @@ fn a_small_block_wakes_the_drainer() {
         let running = Running::start();
         let runtime = running.get();
         // Loom's threads are one to the thread-locals, as are its executions.
-        let local = local::here();
+        let local = local::here().unwrap();
         local.forked_child();
         let block = alloc(runtime);
         match runtime.defer_small(local, block, 8) {

@@ -1,17 +1,98 @@
-//! What is asked of the operating system, one file per kind of system, the same names in each.
+//! What is asked of the operating system: one contract, one folder for each kind of system, the same names in each.
 //!
-//! A platform without its own file uses `inline`: there the drainer never starts and every free is
-//! done at once, so that the crate is correct everywhere and deferring where it has been proved.
+//! Callers carry no `cfg`. What a system lacks is a function that says no, as described for each name below; where
+//! there is no folder for a system, `system.rs` says no to all, and the drainer never starts.
+//!
+//! | folder | systems |
+//! |---|---|
+//! | `linux` | Linux and Android |
+//! | `posix` | macOS, FreeBSD; Linux with `--cfg deferfree_posix`, for tests |
+//! | `windows` | Windows on x86-64 and aarch64 |
+//! | `system.rs` | all others; any with `--cfg deferfree_inline`, for tests |
+//!
+//! `unix` is what the first two have in common.
+//!
+//! Nothing here allocates through the global allocator, panics, or waits for another thread but where it says so.
+//!
+//! # Memory
+//!
+//! - `page_bytes()`: the least that the system gives and takes.
+//! - `map_zeroed(len)`: zero bytes whose pages cost nothing until they are touched; null when refused.
+//! - `map_aligned(len, align)`: the same, at a multiple of a power of two.
+//! - `unmap(ptr, len)`: gives up a mapping, or a part of one if `SPLITS_MAPPINGS`.
+//! - `grow_in_place(ptr, old_len, new_len)`: makes a mapping longer where it is, by zero bytes; false when refused.
+//! - `move_mapping(ptr, old_len, to, new_len)`: moves its pages, not what is in them, to where another mapping is, which goes;
+//!   false when refused, as it always is but if `MOVES_MAPPINGS`.
+//! - `release_in_pieces(ptr, len)`: gives pages back to the system without unmapping them. Each is zero afterwards or,
+//!   where the system has not got round to it, as it was; on Linux it is zero.
+//! - `want_huge_pages(ptr, len)`, `make_ready(ptr, len)`: wishes, which are granted or not. Huge pages behind a mapping;
+//!   memory behind pages before they are touched.
+//! - `memory_limit()`: bytes that the process may use: the machine's, or its container's if that has fewer. `None`
+//!   where nobody says.
+//!
+//! # Threads
+//!
+//! - `CAN_DEFER`: whether a drainer can run.
+//! - `start_thread(stack_bytes, main, argument)`: a detached thread. `name_thread(name)` names the calling one,
+//!   `be_ordinary()` takes from it what it inherited of priority and CPUs.
+//! - `SignalsBlocked`: while it lives, no signal that may be meant for another thread is handled on this one, nor on one that it starts.
+//! - `futex_wait(word, expected, timeout)` sleeps while the word has that value; it may return for no reason.
+//!   `futex_wake_one(word)` ends one such sleep, without waiting for anybody.
+//! - `thread_word()`: the calling thread's word, null until it is set. `at_thread_exit(handler, word)` sets it and has
+//!   `handler(word)` run when the thread exits, as late as the system can; false when it refuses. One handler for
+//!   the whole process.
+//! - `thread_cpu_clock()`: a number, not 0, by which any thread can ask `thread_cpu_ns` what CPU time the calling one
+//!   has had. `process_cpu_ns()`: that of all. `monotonic_ns()`: since some moment before.
+//! - `has_one_cpu()`: whether the threads of the process have one CPU between them.
+//!
+//! # The process
+//!
+//! - `at_fork(prepare, parent, child)`: run around every fork; true where there are none.
+//! - `at_exit(handler)`: run when the process exits, but not when it is killed; the last one registered runs first.
+//! - `stay_loaded()`: keeps this code in memory until the process ends, also where it is part of a library that is
+//!   unloaded. False when the system refuses.
+//! - `for_each_variable(f)`: name and value of each environment variable, without a copy that has to be freed.
+//! - `is_privileged()`: whether it has rights that who started it may lack.
+//! - `write_stderr(bytes)`: all of them, at once; false when that cannot be, which must not stop the program.
+//! - `replace_file(path, write)`: the file is whole or the path stays as it was. [`Errno`] says why without allocating.
 
-#[cfg(all(target_os = "linux", not(deferfree_inline)))]
-mod linux;
-#[cfg(all(target_os = "linux", not(deferfree_inline)))]
-pub(crate) use linux::*;
+// Without a `path`: `system.rs`, which says no to all.
+#[cfg_attr(
+    not(deferfree_inline),
+    cfg_attr(
+        all(any(target_os = "linux", target_os = "android"), not(deferfree_posix)),
+        path = "linux/mod.rs"
+    ),
+    cfg_attr(
+        any(target_os = "macos", target_os = "freebsd", all(target_os = "linux", deferfree_posix)),
+        path = "posix/mod.rs"
+    ),
+    cfg_attr(windows, path = "windows/mod.rs")
+)]
+mod system;
 
-#[cfg(any(not(target_os = "linux"), deferfree_inline))]
-mod inline;
-#[cfg(any(not(target_os = "linux"), deferfree_inline))]
-pub(crate) use inline::*;
+#[cfg(all(unix, not(deferfree_inline)))]
+mod unix;
+
+#[allow(
+    unused_imports,
+    reason = "the whole contract, whether a target makes use of it all or not"
+)]
+pub(crate) use system::{
+    CAN_DEFER, Errno, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork,
+    at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one, grow_in_place,
+    has_one_cpu, is_privileged, make_ready, map_aligned, map_zeroed, memory_limit, monotonic_ns,
+    move_mapping, name_thread, page_bytes, process_cpu_ns, release_in_pieces, replace_file,
+    start_thread, stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap,
+    want_huge_pages, write_stderr,
+};
+
+/// What was asked of the system to give pages back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Released {
+    pub(crate) bytes: usize,
+    pub(crate) calls: usize,
+}
 
 /// Begins to bring the memory at `ptr`, which may be anything, into the cache.
 #[inline(always)]

@@ -10,9 +10,12 @@
 //! for AArch64.
 
 use std::arch::{asm, global_asm};
+use std::ffi::c_void;
 use std::mem::offset_of;
+use std::ptr;
 
 use super::Local;
+use crate::{burst, sys};
 
 // Hidden: two libraries that have this crate in them have two variables.
 global_asm!(
@@ -79,12 +82,17 @@ pub(crate) fn is_fresh() -> bool {
         value != 0
     }
     #[cfg(target_arch = "aarch64")]
-    here().fresh.get()
+    variable().fresh.get()
 }
 
-/// This thread's state. There until the thread is gone.
+/// This thread's state. There until the thread is gone, always.
 #[inline(always)]
-pub(crate) fn here() -> &'static Local {
+pub(crate) fn here() -> Option<&'static Local> {
+    Some(variable())
+}
+
+#[inline(always)]
+fn variable() -> &'static Local {
     let address: *const Local;
     // SAFETY: an address is made of the thread's base and the variable's offset; all zero bytes, which it begins with,
     // are a `Local`, and only this thread gets at it.
@@ -110,6 +118,10 @@ pub(crate) fn here() -> &'static Local {
     }
 }
 
-/// `short_below` is the thread's own: nobody else has to know.
-#[inline(always)]
-pub(super) fn note_change(_was_long: bool, _is_long: bool) {}
+/// Sees to it that the thread gives up its log when it exits; false when the system refuses.
+pub(crate) fn hears_of_its_exit() -> bool {
+    unsafe extern "C" fn thread_exits(_: *mut c_void) {
+        burst::give_up_log(variable());
+    }
+    sys::at_thread_exit(thread_exits, ptr::without_provenance_mut(1))
+}

@@ -34,20 +34,18 @@
 #[cfg_attr(
     all(
         target_os = "linux",
-        target_pointer_width = "64",
         any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(deferfree_std_tls)
+        not(any(deferfree_inline, deferfree_posix))
     ),
     path = "elf.rs"
 )]
 #[cfg_attr(
     not(all(
         target_os = "linux",
-        target_pointer_width = "64",
         any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(deferfree_std_tls)
+        not(any(deferfree_inline, deferfree_posix))
     )),
-    path = "std.rs"
+    path = "word.rs"
 )]
 mod place;
 
@@ -58,6 +56,7 @@ use super::pool::Cursor;
 use super::record::Record;
 use crate::sys;
 
+pub(super) use place::hears_of_its_exit;
 pub(crate) use place::{here, is_fresh, short_below};
 
 /// One free in so many looks whether the thread has allocated.
@@ -179,27 +178,6 @@ pub(crate) enum OnAlloc {
 }
 
 impl Local {
-    #[cfg_attr(not(deferfree_std_tls), allow(dead_code, reason = "zeros from the linker"))]
-    const fn new() -> Local {
-        Local {
-            short_below: Cell::new(NONE),
-            fresh: Cell::new(false),
-            state: Cell::new(State::New),
-            forced: Cell::new(false),
-            ended: Cell::new(false),
-            writes_for: Cell::new(0),
-            cursor: Cell::new(Cursor::NOWHERE),
-            log: Cell::new(None),
-            n: Cell::new(0),
-            n_allocs: Cell::new(0),
-            before: Cell::new(0),
-            record: Record::new(),
-            n_scopes: Cell::new(0),
-            mode: Cell::new(Mode::Disabled),
-            far: Cell::new(0),
-        }
-    }
-
     #[inline(always)]
     pub(crate) fn state(&self) -> State {
         self.state.get()
@@ -251,9 +229,8 @@ impl Local {
     }
 
     fn go(&self, state: State, short_below: u32) {
-        let was_long = self.state.replace(state) != State::New && self.short_below.get() == NONE;
+        self.state.set(state);
         self.short_below.set(short_below);
-        place::note_change(was_long, short_below == NONE);
         self.writes_for.set(0);
         self.n.set(0);
         self.fresh.set(false);

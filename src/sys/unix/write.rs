@@ -1,4 +1,4 @@
-//! Linux: writing to standard error and to files, without allocating, and without any signal that a write
+//! Writing to standard error and to files, without allocating, and without any signal that a write
 //! may raise ending the program.
 
 use std::ffi::CStr;
@@ -6,6 +6,8 @@ use std::fmt::{self, Write};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+
+use super::system;
 
 /// An error of the system, by its number. (`io::Error` allocates when it is shown.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +74,11 @@ impl Drop for Quiet {
             }
             // Raised by our own write, on this thread: it is taken back.
             let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: the set is initialised before it is used, the time is a live variable.
+            // SAFETY: the set is initialised before it is used.
             unsafe {
                 libc::sigemptyset(set.as_mut_ptr());
                 libc::sigaddset(set.as_mut_ptr(), signal);
-                libc::sigtimedwait(set.as_ptr(), ptr::null_mut(), &at_once);
+                system::take_signal(set.assume_init_ref());
             }
         }
         // SAFETY: `before` is the mask that `new` was given.

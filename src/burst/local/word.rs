@@ -1,0 +1,72 @@
+//! The thread's state in a mapping of its own, which the thread's one word of the system leads to: where there is no
+//! shorter way. Reaching it takes a call, or three instructions on Windows. It never allocates, on any target, as a
+//! `thread_local!` does on those without native thread-locals.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use super::{ALL, Local};
+use crate::{burst, sys};
+
+/// The word of a thread that has no state: it has ended, or there was no memory for it.
+const NO_STATE: *mut c_void = ptr::without_provenance_mut(1);
+
+/// See `Local`.
+#[inline(always)]
+pub(crate) fn short_below() -> u32 {
+    here().map_or(ALL, |local| local.short_below.get())
+}
+
+/// See `Local`.
+#[inline(always)]
+pub(crate) fn is_fresh() -> bool {
+    here().is_none_or(|local| local.fresh.get())
+}
+
+/// This thread's state, for as long as it does nothing else; `None` where it has none, and frees are done at once.
+#[inline(always)]
+pub(crate) fn here() -> Option<&'static Local> {
+    let word = sys::thread_word();
+    if word.is_null() {
+        return set_up();
+    }
+    if word == NO_STATE {
+        return None;
+    }
+    // SAFETY: what `set_up` made, which stays until `thread_exits` changes the word; only this thread gets at it.
+    Some(unsafe { &*word.cast::<Local>() })
+}
+
+#[cold]
+#[inline(never)]
+fn set_up() -> Option<&'static Local> {
+    // First, so that nothing is mapped over and over where this is refused.
+    if !sys::at_thread_exit(thread_exits, NO_STATE) {
+        return None;
+    }
+    let local = sys::map_zeroed(size_of::<Local>());
+    if local.is_null() || !sys::at_thread_exit(thread_exits, local.cast()) {
+        return None;
+    }
+    // SAFETY: all zero bytes are a `Local`.
+    Some(unsafe { &*local.cast::<Local>() })
+}
+
+/// Whether the thread gives up its log when it exits.
+pub(crate) fn hears_of_its_exit() -> bool {
+    // It would have no state otherwise.
+    true
+}
+
+unsafe extern "C" fn thread_exits(word: *mut c_void) {
+    if word == NO_STATE {
+        return;
+    }
+    // From here on the thread has no state. Should the system refuse that, it gets a new one.
+    sys::at_thread_exit(thread_exits, NO_STATE);
+    // SAFETY: what `set_up` made. The word was all that led to it.
+    unsafe {
+        burst::give_up_log(&*word.cast::<Local>());
+        sys::unmap(word.cast(), size_of::<Local>());
+    }
+}
