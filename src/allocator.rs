@@ -12,6 +12,7 @@ use self::small::is_surely_small;
 use crate::backing::{Backing, Mimalloc};
 use crate::burst::{BURSTS, NO_OWNER, SMALL_BYTES, local};
 use crate::config::{Burst, Config, ReportTo, Settings, say};
+use crate::drainer::work;
 use crate::huge::{self, Use};
 use crate::latency::FREES;
 use crate::lifecycle::{self, Failure, Inside, Phase, PhaseCell};
@@ -88,6 +89,9 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
+/// From here on an allocation below the threshold is compared with what waits. What smaller ones need is told by
+/// [`work`].
+const MEDIUM_BYTES: usize = SMALL_BYTES;
 /// No block is so large.
 const NOT_TIMED: usize = usize::MAX;
 
@@ -282,6 +286,7 @@ impl<B: Backing> DeferFree<B> {
                 self.defaults.with_environment(true);
                 if settings.enabled && sys::CAN_DEFER {
                     self.backing.reserve();
+                    self.backing.on_allocations(work::note);
                 }
                 if settings.reporting.to != ReportTo::Nowhere
                     && report::claim::<Runtime<B>>(settings.reporting, || self.config())
@@ -370,6 +375,11 @@ impl<B: Backing> DeferFree<B> {
         let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
         if size >= this.read_settings() {
             return this.alloc_large(layout, if ZEROED { Use::Zeroed } else { Use::Plain });
+        }
+        if size >= MEDIUM_BYTES {
+            if let Phase::Running(runtime) = this.phase.get() {
+                runtime.note_anew(size);
+            }
         }
         if !local::is_fresh() {
             this.note_alloc();

@@ -17,7 +17,7 @@ use crate::backing::Backing;
 use crate::burst::local::Local;
 use crate::burst::{self, BURSTS, Written};
 use crate::config::Config;
-use crate::drainer::{self, Control, free_for_good};
+use crate::drainer::{self, Control, free_for_good, work};
 use crate::huge::{self, Use};
 use crate::lifecycle::{self, Failure, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
@@ -238,7 +238,9 @@ impl<B: Backing> Runtime<B> {
     #[cold]
     fn alloc_missed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
         self.prepare(class);
-        self.pay_back(class, self.pending.note_miss(class));
+        let misses = self.pending.note_miss(class);
+        self.note_anew(class.bytes());
+        self.pay_back(class, misses);
         // SAFETY: the class was made from this layout.
         let block = unsafe { alloc_fresh(self.backing, class, layout, for_use) };
         if !block.is_null() {
@@ -247,6 +249,19 @@ impl<B: Backing> Runtime<B> {
         self.give_back_everything();
         // SAFETY: as above.
         unsafe { alloc_fresh(self.backing, class, layout, for_use) }
+    }
+
+    /// So many bytes are allocated that nothing which waits can serve.
+    pub(crate) fn note_anew(&self, bytes: usize) {
+        if self.pending.note_anew(bytes) {
+            self.control.make_room(&self.pending);
+        }
+    }
+
+    /// The program is at work, and the drainer may be asleep.
+    pub(crate) fn note_work(&self) {
+        self.control.wake_if_asleep(&self.pending);
+        self.note_anew(work::NOTED_BYTES);
     }
 
     /// Sees to it that blocks of `class` can wait.

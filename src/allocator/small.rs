@@ -13,6 +13,7 @@ use crate::backing::Backing;
 use crate::burst::local::{self, JUDGED, Local, Mode, OnAlloc, OnFree, State};
 use crate::burst::{BURSTS, Outcome, SMALL_BYTES, Written};
 use crate::config::{Burst, DEFAULT_BURST};
+use crate::drainer::work;
 use crate::pending::MIN_CLASS_BYTES;
 use crate::runtime::Runtime;
 use crate::sys;
@@ -75,10 +76,28 @@ impl<B: Backing> DeferFree<B> {
     #[cold]
     #[inline(never)]
     unsafe fn decide(ptr: *mut u8, size: usize, this: &Self) {
+        if work::is_new() {
+            this.hear_of_work();
+        }
         let local = local::here();
         if !local.is_some_and(|local| !local.has_allocated() && this.defers(local, ptr, size)) {
             // SAFETY: the caller's block; every block comes from the backing.
             unsafe { this.backing.dealloc_any(ptr) };
+        }
+    }
+
+    /// The program is at work, maybe on nothing but small blocks.
+    #[cold]
+    #[inline(never)]
+    fn hear_of_work(&self) {
+        match self.phase.get() {
+            Phase::Running(runtime) => runtime.note_work(),
+            Phase::Off if self.threshold.load(Ordering::Relaxed) != SWITCHED_OFF => {
+                if sys::resident_bytes().is_some_and(|bytes| bytes >= work::WORTH_BYTES) {
+                    self.start();
+                }
+            }
+            Phase::Off | Phase::Starting | Phase::Failed => {}
         }
     }
 

@@ -5,7 +5,8 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::{c_int, c_long, c_ulonglong, c_void};
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
 
@@ -138,30 +139,56 @@ unsafe impl Backing for Mimalloc {
         unsafe { ffi::mi_thread_init() };
     }
 
-    /// mimalloc calls its `deferred_free` function with `force` when it gives up a thread's pages
-    /// (`mi_thread_theaps_done`, init.c) and on a thread that calls `mi_collect(true)`. There is one such function:
-    /// a program that registers its own (`mi_register_deferred_free`) leaves the blocks to the drainer.
-    fn at_thread_end(&self, settle: fn(&mut dyn FnMut(*mut u8))) -> bool {
-        type Settle = fn(&mut dyn FnMut(*mut u8));
-        unsafe extern "C" fn deferred_free(force: bool, _: c_ulonglong, settle: *mut c_void) {
-            if force {
-                // SAFETY: registered below. What it gives is a block of this allocator.
-                unsafe {
-                    mem::transmute::<*mut c_void, Settle>(settle)(&mut |block| {
-                        ffi::mi_free(block.cast());
-                    });
-                }
-            }
-        }
-        // SAFETY: a function that stays, as a library with a drainer does, and may free blocks where it is called.
-        unsafe { ffi::mi_register_deferred_free(Some(deferred_free), settle as *mut c_void) };
+    /// See `deferred_free`.
+    fn at_thread_end(&self, settle: Settle) -> bool {
+        // Release pairs with the Acquire there.
+        SETTLE.store(settle as *mut (), Ordering::Release);
+        register_deferred_free();
         true
+    }
+
+    /// See `deferred_free`.
+    fn on_allocations(&self, note: Note) {
+        NOTE.store(note as *mut (), Ordering::Release);
+        register_deferred_free();
     }
 
     fn purge(&self) {
         // SAFETY: may be called on any thread.
         unsafe { ffi::mi_collect(true) };
     }
+}
+
+type Settle = fn(&mut dyn FnMut(*mut u8));
+type Note = fn();
+
+/// What `deferred_free` calls; null until they are known.
+static SETTLE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+static NOTE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// mimalloc calls this with `force` when it gives up a thread's pages (`mi_thread_theaps_done`, init.c) and on a
+/// thread that calls `mi_collect(true)`; without it on a thread that has a thousandth time found no block ready
+/// (`_mi_malloc_generic`, page.c). It is not called again before it returns.
+unsafe extern "C" fn deferred_free(force: bool, _: c_ulonglong, _: *mut c_void) {
+    let function = if force { &SETTLE } else { &NOTE }.load(Ordering::Acquire);
+    if function.is_null() {
+        return;
+    }
+    // SAFETY: stored as what it is here taken for. What `settle` gives is a block of this allocator.
+    unsafe {
+        if force {
+            mem::transmute::<*mut (), Settle>(function)(&mut |block| ffi::mi_free(block.cast()));
+        } else {
+            mem::transmute::<*mut (), Note>(function)();
+        }
+    }
+}
+
+/// There is one such function: a program that registers its own (`mi_register_deferred_free`) leaves what its threads
+/// have written down to the drainer, and the memory of its small blocks to mimalloc.
+fn register_deferred_free() {
+    // SAFETY: a function that stays, as a library with a drainer does.
+    unsafe { ffi::mi_register_deferred_free(Some(deferred_free), ptr::null_mut()) };
 }
 
 // Numbers in `mi_option_e` (include/mimalloc.h), counted from 0; the bindings have no constants for

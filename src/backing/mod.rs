@@ -74,6 +74,14 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         false
     }
 
+    /// Called once, with the allocator's first operation, unless nothing will ever be deferred. `note` is to be called
+    /// every now and then by threads that allocate, about once for each 64 MiB; it may be called anywhere. From that the
+    /// drainer knows that a program is at work of which it sees nothing else. Where it is not called, memory that such
+    /// a program frees goes back to the system by the allocator's own rules.
+    fn on_allocations(&self, note: fn()) {
+        let _ = note;
+    }
+
     /// Reads what freeing the block reads first. From the time that this takes it is told whether the block is in the
     /// processor's cache.
     ///

@@ -18,6 +18,10 @@
 //! mark*: as many blocks as the class held at its emptiest moment in a whole delay were of no use
 //! during that time, and the oldest ones go. Where nothing is taken back this is the age of the
 //! blocks. No clock is read and nothing is stamped on the threads that free.
+//!
+//! A program that needs the same blocks every 300 ms would have them given back and faulted in each time. So where a
+//! class is wanted again within a delay of having given blocks back, it keeps them twice as long from then on, up to
+//! four delays; and half as long after each time that nobody missed them.
 
 mod class;
 mod queue;
@@ -59,8 +63,15 @@ impl Block {
 }
 
 /// Parts of a delay in which the low-water mark is taken: an unused block leaves after at least four
-/// of them and at most five.
+/// of them and at most five, unless its class is kept longer.
 pub(crate) const MARKS_PER_DELAY: u32 = 4;
+/// Parts for which a class is kept at most: with the default delay a second.
+const KEPT_MAX: u32 = 4 * MARKS_PER_DELAY;
+
+/// Bytes that were allocated anew, less those that were taken back, from which on the program's sizes count as
+/// changed: the share of what waits, and at least.
+const CHANGED_SHARE: usize = 32;
+const CHANGED_MIN_BYTES: usize = 16 << 20;
 
 /// Why a block was not kept.
 #[derive(Debug)]
@@ -108,6 +119,9 @@ struct Backlog {
     bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     max_bytes: AtomicUsize,
+    /// Allocated anew since the sizes changed last, less what was taken back. A hint: threads may overwrite each
+    /// other's.
+    missed_bytes: AtomicUsize,
     /// Here because each free reads it, and the bytes beside it.
     generation: AtomicU32,
 }
@@ -129,8 +143,18 @@ struct Waiting {
     /// Misses since a block was last taken back.
     misses_in_a_row: AtomicU32,
     counts: Counts,
-    /// Low-water marks of the parts of a delay before this one, the latest first. The drainer's alone.
-    marks: [AtomicUsize; MARKS_PER_DELAY as usize - 1],
+    age: Age,
+}
+
+/// How long a class keeps what nobody needs. The drainer's alone.
+struct Age {
+    /// Low-water marks of the parts of a delay before this one, the latest first.
+    marks: [AtomicUsize; KEPT_MAX as usize - 1],
+    /// In parts; 0 stands for [`MARKS_PER_DELAY`].
+    kept: AtomicU32,
+    /// Parts since blocks were last given back for their age, and 1; 0 when that is known to have been right or wrong.
+    given_back: AtomicU32,
+    missed_then: AtomicU64,
 }
 
 /// Blocks of one class since the start: `handed_over` = all others + those that wait.
@@ -359,8 +383,26 @@ impl Pending {
         if waiting.misses_in_a_row.load(Ordering::Relaxed) != 0 {
             waiting.misses_in_a_row.store(0, Ordering::Relaxed);
         }
+        let missed = self.backlog.missed_bytes.load(Ordering::Relaxed);
+        if missed != 0 {
+            let missed = missed.saturating_sub(class.bytes());
+            self.backlog.missed_bytes.store(missed, Ordering::Relaxed);
+        }
         self.left(class, &waiting.counts.reused);
         Taken::Fitting(block)
+    }
+
+    /// Notes that `bytes` are allocated anew; true where so much was that what waits is of sizes that the program has
+    /// left behind.
+    pub(crate) fn note_anew(&self, bytes: usize) -> bool {
+        let waiting = self.bytes();
+        if waiting == 0 {
+            return false;
+        }
+        let missed = self.backlog.missed_bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        let changed = missed >= (waiting / CHANGED_SHARE).max(CHANGED_MIN_BYTES);
+        self.backlog.missed_bytes.store(if changed { 0 } else { missed }, Ordering::Relaxed);
+        changed
     }
 
     /// Notes that an allocation of `class` found nothing, and says how often that has happened since
@@ -415,25 +457,15 @@ impl Pending {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Ends a part of the delay for `class` and says how many of its blocks nobody needed in the
-    /// last [`MARKS_PER_DELAY`] of them. Only the drainer may call it.
+    /// Ends a part of the delay for `class` and says how many of its blocks nobody needed for as long as the class is
+    /// kept. Only the drainer may call it.
     pub(crate) fn surplus(&self, class: Class) -> usize {
         let waiting = &*self.classes[class.index()];
         let now = waiting.len();
         // A block that is taken between the two lines makes the next mark one too high: a block may
         // go back one part early, which costs a page fault and nothing else.
         let mark = waiting.low_water.swap(now, Ordering::Relaxed).min(now);
-        let mut surplus = mark;
-        let mut newer = mark;
-        for slot in &waiting.marks {
-            newer = slot.swap(newer, Ordering::Relaxed);
-            surplus = surplus.min(newer);
-        }
-        // What goes now was not there in the parts to come.
-        for slot in &waiting.marks {
-            slot.store(slot.load(Ordering::Relaxed).saturating_sub(surplus), Ordering::Relaxed);
-        }
-        surplus
+        waiting.age.surplus(mark, waiting.counts.missed.load(Ordering::Relaxed))
     }
 
     /// Number of blocks of `class` that wait, exact when nobody else is at it.
@@ -479,6 +511,49 @@ impl Waiting {
                 self.low_water.fetch_min(now, Ordering::Relaxed);
             }
         }
+    }
+}
+
+impl Age {
+    /// `mark` is the low-water mark of the part that ends, `missed` what the class's count of that name is.
+    fn surplus(&self, mark: usize, missed: u64) -> usize {
+        let kept = self.kept(missed);
+        let mut surplus = mark;
+        let mut newer = mark;
+        for (i, slot) in self.marks.iter().enumerate() {
+            newer = slot.swap(newer, Ordering::Relaxed);
+            if i + 1 < kept as usize {
+                surplus = surplus.min(newer);
+            }
+        }
+        if surplus > 0 {
+            // What goes now was not there in the parts to come.
+            for slot in &self.marks {
+                slot.store(slot.load(Ordering::Relaxed).saturating_sub(surplus), Ordering::Relaxed);
+            }
+            self.given_back.store(1, Ordering::Relaxed);
+            self.missed_then.store(missed, Ordering::Relaxed);
+        }
+        surplus
+    }
+
+    /// For how many parts the class keeps its blocks from now on.
+    fn kept(&self, missed: u64) -> u32 {
+        let kept = self.kept.load(Ordering::Relaxed).max(MARKS_PER_DELAY);
+        let parts = self.given_back.load(Ordering::Relaxed);
+        if parts == 0 {
+            return kept;
+        }
+        let (kept, parts) = if missed != self.missed_then.load(Ordering::Relaxed) {
+            ((kept * 2).min(KEPT_MAX), 0)
+        } else if parts > MARKS_PER_DELAY {
+            ((kept / 2).max(MARKS_PER_DELAY), 0)
+        } else {
+            (kept, parts + 1)
+        };
+        self.given_back.store(parts, Ordering::Relaxed);
+        self.kept.store(kept, Ordering::Relaxed);
+        kept
     }
 }
 

@@ -91,6 +91,10 @@ pub(crate) unsafe fn want_huge_pages(_ptr: *mut u8, _len: usize) {}
 /// See `sys`.
 pub(crate) unsafe fn make_ready(_ptr: *mut u8, _len: usize) {}
 
+pub(crate) fn resident_bytes() -> Option<usize> {
+    None
+}
+
 pub(crate) fn memory_limit() -> Option<usize> {
     None
 }

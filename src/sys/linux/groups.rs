@@ -2,6 +2,8 @@
 
 use std::ffi::CStr;
 
+use super::file;
+
 /// The least `memory.max` from this process's control group up to the root (version 2, or version
 /// 1's `limit_in_bytes`), see `Documentation/admin-guide/cgroup-v2.rst` of the kernel.
 pub(super) fn memory_limit() -> Option<usize> {
@@ -51,8 +53,8 @@ fn number(text: &[u8]) -> Option<usize> {
 /// Calls `f` with root, path and version for each control group with `controller` that this process
 /// is in, and for those above it.
 fn for_each_group(controller: &[u8], mut f: impl FnMut(&[u8], &[u8], u32)) {
-    let mut file = [0u8; 4096];
-    let Some(groups) = read_file(c"/proc/self/cgroup", &mut file) else {
+    let mut content = [0u8; 4096];
+    let Some(groups) = file::read(c"/proc/self/cgroup", &mut content) else {
         return;
     };
     for line in groups.split(|&byte| byte == b'\n') {
@@ -105,19 +107,5 @@ fn group_file<'a>(
 ) -> Option<&'a [u8]> {
     let mut full = [0u8; 1024];
     let len = concatenate(&mut full, &[root, path, b"/", name, b"\0"])?;
-    read_file(CStr::from_bytes_with_nul(&full[..len]).ok()?, content)
-}
-
-/// As much of a file as `buffer` holds.
-fn read_file<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    // SAFETY: a C string and a buffer of the given length; the descriptor is closed once.
-    unsafe {
-        let file = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        if file < 0 {
-            return None;
-        }
-        let n = libc::read(file, buffer.as_mut_ptr().cast(), buffer.len());
-        libc::close(file);
-        buffer.get(..usize::try_from(n).ok()?)
-    }
+    file::read(CStr::from_bytes_with_nul(&full[..len]).ok()?, content)
 }

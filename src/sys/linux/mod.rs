@@ -1,5 +1,6 @@
 //! Linux: system calls and the C library, none of which allocates through the global allocator.
 
+mod file;
 mod futex;
 mod groups;
 mod memory;
@@ -22,6 +23,14 @@ pub(crate) use thread::{be_ordinary, name_thread};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
+
+/// The second number of `/proc/self/statm`, in pages.
+pub(crate) fn resident_bytes() -> Option<usize> {
+    let mut content = [0; 128];
+    let statm = file::read(c"/proc/self/statm", &mut content)?;
+    let pages = statm.split(|&byte| byte == b' ').nth(1)?;
+    std::str::from_utf8(pages).ok()?.parse::<usize>().ok()?.checked_mul(page_bytes())
+}
 
 /// Bytes of memory that this process may use: the machine's, or less if its control group says so.
 pub(crate) fn memory_limit() -> Option<usize> {

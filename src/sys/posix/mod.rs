@@ -21,6 +21,11 @@ pub(super) use special::{environment, is_in_program, take_signal};
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
 
+/// Not to be had without more than one allocates.
+pub(crate) fn resident_bytes() -> Option<usize> {
+    None
+}
+
 /// Whether the machine has one CPU.
 pub(crate) fn has_one_cpu() -> bool {
     // SAFETY: reads a number of the system's.

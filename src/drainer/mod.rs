@@ -30,12 +30,16 @@
 //! one block of a thread, which is found when the thread next writes.) While anything is in a log, rounds are short
 //! ([`BURST_ROUND`]), so that a thread that goes quiet is found soon without a wake-up.
 
+mod purge;
+pub(crate) mod work;
+
 use std::ffi::CStr;
 use std::mem;
 use std::ops::ControlFlow;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use self::purge::Schedule;
 use crate::backing::Backing;
 use crate::burst::BURSTS;
 use crate::huge;
@@ -50,21 +54,9 @@ pub(crate) const THREAD_NAME: &CStr = c"deferfree";
 /// Room for a few frames of this file and the allocator's: nothing here recurses.
 pub(crate) const STACK_BYTES: usize = 256 << 10;
 
-/// While the program is at work, memory goes back to the system at most this often: a purge takes with
-/// it what would have been used again, and that has to be faulted in anew. Every second, as mimalloc
-/// alone does it, made steady churn over a hundred sizes take twice as long. Once no large block has
-/// been allocated or freed for a round, memory goes back at once.
-const PURGE_EVERY: Duration = Duration::from_secs(5);
-
 /// How long it stays awake with nothing to do, in delays, but no longer than [`LINGER_MAX`].
 const LINGER_DELAYS: u32 = 4;
 const LINGER_MAX: Duration = Duration::from_secs(1);
-
-/// What a structure of small blocks leaves is mostly used by the next one, and between the two there is
-/// nothing to be seen of the program: it may be building. So it has had its last burst this long ago
-/// before memory goes back to the system, or the time below has passed since it last did.
-const BURST_QUIET: Duration = Duration::from_millis(400);
-const PURGE_EVERY_IN_BURSTS: Duration = Duration::from_secs(10);
 
 /// A thread that writes nothing down and allocates nothing for that long has gone quiet. One that goes on to allocate
 /// frees its own blocks: from here it would be in its way.
@@ -85,6 +77,9 @@ pub(crate) struct Control {
     hurry: AtomicBool,
     /// The same for huge blocks alone.
     hurry_huge: AtomicBool,
+    /// Free what waits at the next opportunity: the program's sizes have changed, and what it freed is to serve the
+    /// next ones.
+    make_room: AtomicBool,
     stop: AtomicBool,
     /// Whoever stops the drainer has looked at this for the last time.
     has_stopped: AtomicBool,
@@ -116,22 +111,34 @@ impl Control {
         self.wake_if_asleep(pending);
     }
 
-    /// Has everything drained without waiting for it to age, and does not wait for that.
-    #[cold]
+    /// Has everything drained and purged without waiting for it to age, and does not wait for that.
     pub(crate) fn hurry(&self, pending: &Pending) {
-        if !self.hurry.swap(true, Ordering::SeqCst) {
+        self.raise(&self.hurry, pending);
+    }
+
+    /// Has huge blocks drained without waiting for them to age, and does not wait for that.
+    pub(crate) fn hurry_huge(&self, pending: &Pending) {
+        self.raise(&self.hurry_huge, pending);
+    }
+
+    /// Has what waits freed, so that blocks of other sizes can be where it is, and does not wait for that.
+    pub(crate) fn make_room(&self, pending: &Pending) {
+        self.raise(&self.make_room, pending);
+    }
+
+    #[cold]
+    fn raise(&self, flag: &AtomicBool, pending: &Pending) {
+        // F1 and F2. Who finds it raised leaves the rest to the one who did that.
+        if !flag.swap(true, Ordering::SeqCst) {
             pending.end_sleep();
             self.wake();
         }
     }
 
-    /// Has huge blocks drained without waiting for them to age, and does not wait for that.
-    #[cold]
-    pub(crate) fn hurry_huge(&self, pending: &Pending) {
-        if !self.hurry_huge.swap(true, Ordering::SeqCst) {
-            pending.end_sleep();
-            self.wake();
-        }
+    fn is_hurried(&self) -> bool {
+        [&self.hurry, &self.hurry_huge, &self.make_room]
+            .iter()
+            .any(|flag| flag.load(Ordering::SeqCst))
     }
 
     /// Waits until all that is pending now has been freed and purged; false if that will not happen
@@ -179,8 +186,7 @@ impl Control {
         // D2
         let stopped = || self.stop.load(Ordering::SeqCst);
         if self.dirty.load(Ordering::SeqCst)
-            || self.hurry.load(Ordering::SeqCst)
-            || self.hurry_huge.load(Ordering::SeqCst)
+            || self.is_hurried()
             || BURSTS.is_owned_by(owner) && !BURSTS.is_closed()
             || stopped()
         {
@@ -213,23 +219,23 @@ pub(crate) fn run<B: Backing>(
     let linger = delay.saturating_mul(LINGER_DELAYS).min(LINGER_MAX);
     let mut next_mark = Instant::now() + mark_every;
     let mut next_tick = Instant::now();
-    let mut clean_until = Instant::now();
-    let mut last_activity = 0;
+    let mut purges = Schedule::new(Instant::now(), delay.min(ROUND_MAX));
+    let mut activity = Activity::default();
     let mut active_at = Instant::now();
     let mut next_burst_round = Instant::now();
     let mut is_burst_left = false;
-    let mut last_burst_activity = 0;
     let mut last_burst = None;
+    // Whether the program has done anything since memory last went back.
+    let mut has_worked = false;
     loop {
-        let idle = pending.bytes() == 0 && !drainer.unpurged && !is_burst_left;
+        let idle = pending.bytes() == 0 && !drainer.unpurged && !has_worked && !is_burst_left;
         if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing, owner);
             active_at = Instant::now();
             next_mark = active_at + mark_every;
         }
         let stop = control.stop.load(Ordering::SeqCst);
-        let is_hurried = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
-        if !stop && !is_hurried(&control.hurry) && !is_hurried(&control.hurry_huge) {
+        if !stop && !control.is_hurried() {
             let round = if is_burst_left { round_every.min(BURST_ROUND) } else { round_every };
             control.parker.park_timeout(round);
         }
@@ -241,11 +247,12 @@ pub(crate) fn run<B: Backing>(
         // been heard. Before draining: what is put in from now on is not part of this flush.
         let hurry = control.hurry.swap(false, Ordering::SeqCst);
         let hurry_huge = control.hurry_huge.swap(false, Ordering::SeqCst);
+        let make_room = control.make_room.swap(false, Ordering::SeqCst);
         let flush = control.flush_wanted.load(Ordering::SeqCst);
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
-        let inside = if everything {
+        let inside = if everything || make_room {
             drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
         } else if hurry_huge {
             drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
@@ -262,18 +269,14 @@ pub(crate) fn run<B: Backing>(
         } else {
             Some(inside)
         };
-        let tick = now >= next_tick;
-        if tick {
-            next_tick = now + round_every;
-        }
         let is_owner = BURSTS.is_owned_by(owner);
         let inside = match inside {
             Some(inside) if is_owner && (everything || now >= next_burst_round) => {
                 next_burst_round = now + BURST_ROUND;
-                let activity = BURSTS.activity();
-                if mem::replace(&mut last_burst_activity, activity) != activity {
+                if activity.bursts_changed() {
                     last_burst = Some(now);
                     active_at = now;
+                    has_worked = true;
                 }
                 drainer.drain_bursts(inside, everything, &mut is_burst_left)
             }
@@ -284,27 +287,25 @@ pub(crate) fn run<B: Backing>(
         };
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
-        let mut quiet = false;
-        if tick {
-            let activity = pending.activity();
-            quiet = mem::replace(&mut last_activity, activity) == activity;
-            if !quiet {
+        if now >= next_tick {
+            next_tick = now + round_every;
+            if activity.others_changed(pending) {
                 active_at = now;
+                has_worked = true;
             }
         }
-        let after_burst = last_burst.is_some_and(|burst| now - burst < BURST_QUIET);
-        if !drainer.unpurged {
-            clean_until = now;
-        }
-        let at_work_max = if after_burst { PURGE_EVERY_IN_BURSTS } else { PURGE_EVERY };
-        let due = everything || (quiet && !after_burst) || now - clean_until >= at_work_max;
-        if drainer.unpurged && due {
+        let dirty = drainer.unpurged || has_worked;
+        if purges.is_due(now, active_at, last_burst, dirty, sys::resident_bytes)
+            || everything && drainer.unpurged
+        {
+            let before = sys::resident_bytes();
             backing.purge();
             if is_owner {
                 BURSTS.purge();
             }
+            purges.note(now, active_at, [before, sys::resident_bytes()]);
             drainer.unpurged = false;
-            clean_until = now;
+            has_worked = false;
             control.purges.fetch_add(1, Ordering::Relaxed);
         }
         drop(inside);
@@ -325,6 +326,27 @@ pub(crate) fn run<B: Backing>(
             }
             return;
         }
+    }
+}
+
+/// What the drainer can see of the program's doings: numbers that change with them.
+#[derive(Default)]
+struct Activity {
+    bursts: u64,
+    large: u64,
+    notes: u64,
+}
+
+impl Activity {
+    fn bursts_changed(&mut self) -> bool {
+        let now = BURSTS.activity();
+        mem::replace(&mut self.bursts, now) != now
+    }
+
+    fn others_changed(&mut self, pending: &Pending) -> bool {
+        let (large, notes) = (pending.activity(), work::n_notes());
+        mem::replace(&mut self.large, large) != large
+            || mem::replace(&mut self.notes, notes) != notes
     }
 }
 
