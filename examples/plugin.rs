@@ -17,10 +17,10 @@ pub extern "C" fn plugin_small() -> usize {
     (0..100).map(|n| black_box(vec![n; 10]).len()).sum()
 }
 
-/// Frees some large blocks: the first one starts the drainer.
+/// Frees large blocks, enough of them to start the drainer.
 #[unsafe(no_mangle)]
 pub extern "C" fn plugin_large() -> usize {
-    let blocks: Vec<_> = (0..8).map(|n| vec![n as u8; 1 << 20]).collect();
+    let blocks: Vec<_> = (0..20).map(|n| vec![n as u8; 1 << 20]).collect();
     black_box(blocks).len()
 }
 

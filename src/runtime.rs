@@ -336,24 +336,31 @@ impl<B: Backing> Runtime<B> {
         self.control.note_given_back(&self.pending);
     }
 
-    /// Frees a block of `class`: it waits for reuse, or for the drainer.
+    /// Frees a block of `class`: it waits for reuse, or for the drainer. False if it was freed at once because it is
+    /// from before the start, and is not counted here.
     ///
     /// # Safety
     /// `ptr` is a live block that was allocated for `class`.
     #[inline]
-    pub(crate) unsafe fn dealloc(&self, class: Class, ptr: *mut u8) {
+    pub(crate) unsafe fn dealloc(&self, class: Class, ptr: *mut u8) -> bool {
         // SAFETY: the caller gives up a block of the class.
         match self.pending.put(class, unsafe { Block::new(ptr) }) {
-            Ok(Kept::Normal) => {}
-            Ok(Kept::WasAsleep | Kept::OverHighWater) => self.control.wake(),
+            Ok(Kept::Normal) => true,
+            Ok(Kept::WasAsleep | Kept::OverHighWater) => {
+                self.control.wake();
+                true
+            }
             Err(refused) => self.refused(class, refused),
         }
     }
 
+    /// Frees what may not wait; whether it is counted.
     #[cold]
-    fn refused(&self, class: Class, refused: Refused) {
-        let (Refused::Bound(block) | Refused::Queue(block)) = refused;
+    fn refused(&self, class: Class, refused: Refused) -> bool {
+        let counted = !matches!(refused, Refused::Unknown(_));
+        let (Refused::Unknown(block) | Refused::Bound(block) | Refused::Queue(block)) = refused;
         self.free_now(class, block);
+        counted
     }
 
     /// Writes down a small block of `size` bytes that the calling thread frees, if it can be. Only for the owner of the

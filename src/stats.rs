@@ -14,7 +14,7 @@ use std::ops::AddAssign;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Large blocks that the program freed while the drainer ran.
+    /// Large blocks that the program freed while the drainer ran, but for those of `not_running`.
     pub handed_over: Tally,
     /// Taken back by an allocation before they had gone back to the allocator underneath.
     pub reused: Tally,
@@ -34,8 +34,9 @@ pub struct Stats {
     pub bursts: BurstStats,
     /// The most bytes that ever waited.
     pub peak_pending_bytes: u64,
-    /// Large blocks freed at once because no drainer runs: it has not started, or could not
-    /// (`start_failed`). Not part of `handed_over`. With `DEFERFREE=off` no block counts as large.
+    /// Large blocks freed at once because no drainer runs, or none ran yet when blocks of their size were
+    /// allocated: it starts when they come to 16 MiB, or could not start (`start_failed`). Not part of
+    /// `handed_over`. With `DEFERFREE=off` no block counts as large.
     pub not_running: Tally,
     /// Bytes that waited in the parent when this process was forked off: lost to this process.
     pub lost_in_fork_bytes: u64,

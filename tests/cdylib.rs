@@ -135,7 +135,7 @@ fn is_mapped() -> bool {
 fn with_a_live_drainer() {
     for round in 0..ROUNDS {
         let library = Library::open();
-        assert_eq!(library.call(c"plugin_large"), 8);
+        assert_eq!(library.call(c"plugin_large"), 20);
         if round % 2 == 0 {
             library.call(c"plugin_burst");
         }

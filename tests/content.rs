@@ -12,7 +12,7 @@ use std::alloc::System;
 use std::thread;
 
 use common::content::{Choices, Shadow, THREADS, Worker};
-use common::{KIB, MIB, Mutex, drainers, wait_until};
+use common::{KIB, MIB, Mutex, drainers, nearly_started, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -22,11 +22,13 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usize) {
     let seed = from_environment("FUZZ_SEED", 0x00de_fe12_f4ee);
     let n_ops = from_environment("FUZZ_OPS", 4000);
-    let heap = DeferFree::with_backing(backing)
-        .threshold(threshold)
-        .burst(Some(32))
-        .delay_ms(delay_ms)
-        .max_pending(max_pending);
+    let heap = nearly_started(
+        DeferFree::with_backing(backing)
+            .threshold(threshold)
+            .burst(Some(32))
+            .delay_ms(delay_ms)
+            .max_pending(max_pending),
+    );
     // One allocator of a process defers small blocks.
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = ONE_AT_A_TIME.lock();

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, run_child, sleep_ms, touched, wait_until};
+use common::{KIB, MIB, nearly_start, run_child, sleep_ms, touched, wait_until};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             ("thread_exit", thread_exit),
         ]);
     };
+    nearly_start(&GLOBAL);
     no_core();
     match case.split_once(' ') {
         Some(("busy", way)) => {

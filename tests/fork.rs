@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    KIB, MIB, command, drainers, finish, fork, rss, run_child, sleep_ms, thread_refuser, touched,
-    wait, wait_ok, wait_until,
+    KIB, MIB, command, drainers, finish, fork, nearly_start, rss, run_child, sleep_ms,
+    thread_refuser, touched, wait, wait_ok, wait_until,
 };
 use deferfree::DeferFree;
 
@@ -28,6 +28,7 @@ static GLOBAL: DeferFree = DeferFree::new();
 const CHILD_SECS: u32 = 10;
 
 fn main() -> ExitCode {
+    nearly_start(&GLOBAL);
     let Some(case) = common::child_case() else {
         return common::run(&[
             ("fresh_start", || clean("fresh_start", "250ms")),

@@ -56,7 +56,8 @@ fn run(case: &str) {
 type Heap = DeferFree<&'static Addresses>;
 
 const SMALL: Layout = Layout::new::<[u64; 6]>();
-const LARGE: Layout = match Layout::from_size_align(MIB, 8) {
+/// Starts the drainer.
+const LARGE: Layout = match Layout::from_size_align(16 * MIB, 8) {
     Ok(layout) => layout,
     Err(_) => panic!(),
 };

@@ -19,7 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, exit_now, flush_to_the_last, fork, run_child, touched, wait, wait_ok, wait_until,
+    KIB, MIB, exit_now, flush_to_the_last, fork, nearly_start, run_child, touched, wait, wait_ok,
+    wait_until,
 };
 use deferfree::DeferFree;
 
@@ -31,6 +32,7 @@ const CHILD_SECS: u32 = 20;
 const PROCESSES: usize = 100;
 
 fn main() -> ExitCode {
+    nearly_start(&GLOBAL);
     match common::child_case().as_deref() {
         Some("storm") => storm_child(),
         Some("daemons") => daemons_child(),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{KIB, MIB, run_child, sleep_ms, wait_until};
+use common::{KIB, MIB, nearly_start, nearly_started, run_child, sleep_ms, wait_until};
 use deferfree::{Backing, DeferFree};
 
 fn main() -> ExitCode {
@@ -125,7 +125,7 @@ fn script(heap: &DeferFree<&'static Tracking>) -> (usize, usize) {
 
 fn heap() -> (&'static Tracking, DeferFree<&'static Tracking>) {
     let book = Tracking::leak();
-    (book, DeferFree::with_backing(book).threshold(THRESHOLD).delay_ms(3_600_000))
+    (book, nearly_started(DeferFree::with_backing(book).threshold(THRESHOLD).delay_ms(3_600_000)))
 }
 
 /// A large allocation that is refused once succeeds when it is tried again.
@@ -204,6 +204,7 @@ unsafe impl Backing for HeldUp {
 fn drainer_held_up() {
     const BOUND: usize = 8 * MIB;
     static HEAP: DeferFree<HeldUp> = DeferFree::with_backing(HeldUp).delay_ms(1).max_pending(BOUND);
+    nearly_start(&HEAP);
     let free = |size: usize, n: usize| {
         // SAFETY: a valid layout; each is freed once, as allocated.
         unsafe {

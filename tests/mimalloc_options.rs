@@ -52,7 +52,7 @@ fn option(number: i32) -> i64 {
 }
 
 fn use_it() {
-    let layout = Layout::from_size_align(MIB, 8).unwrap();
+    let layout = Layout::from_size_align(16 * MIB, 8).unwrap();
     // SAFETY: a valid layout; freed as allocated.
     unsafe { LOCAL.dealloc(LOCAL.alloc(layout), layout) };
     assert!(LOCAL.stats().drainer_running);

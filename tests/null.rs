@@ -15,7 +15,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{GIB, KIB, MIB, limit_address_space, run_child, touched, wait_until};
+use common::{GIB, KIB, MIB, limit_address_space, nearly_started, run_child, touched, wait_until};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -54,9 +54,10 @@ fn layout(size: usize) -> Layout {
 
 fn limited(limit: usize) -> (&'static Tracking, DeferFree<&'static Tracking>) {
     let book = Tracking::leak();
+    let heap = nearly_started(
+        DeferFree::with_backing(book).threshold(64 * KIB).delay_ms(3_600_000).max_pending(8 * GIB),
+    );
     book.limit(limit);
-    let heap =
-        DeferFree::with_backing(book).threshold(64 * KIB).delay_ms(3_600_000).max_pending(8 * GIB);
     (book, heap)
 }
 

@@ -121,7 +121,7 @@ const SMALL: Layout = Layout::new::<[u64; 6]>();
 fn running_heap() -> (&'static Heap, &'static Addresses) {
     let book = Addresses::leak();
     let heap: &Heap = Box::leak(Box::new(DeferFree::with_backing(book)));
-    let large = Layout::from_size_align(MIB, 8).unwrap();
+    let large = Layout::from_size_align(16 * MIB, 8).unwrap();
     // SAFETY: a valid layout, freed once.
     unsafe { heap.dealloc(heap.alloc(large), large) };
     heap.flush();

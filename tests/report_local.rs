@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn use_it(heap: &DeferFree, n_blocks: usize) {
-    let layout = Layout::from_size_align(MIB, 16).unwrap();
+    let layout = Layout::from_size_align(16 * MIB, 16).unwrap();
     for _ in 0..n_blocks {
         // SAFETY: a valid layout, and a block that is freed once.
         unsafe {

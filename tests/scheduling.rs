@@ -97,7 +97,7 @@ fn one_cpu() {
 /// once the others have.
 fn low_priority() {
     use_one_cpu();
-    drop(touched(MIB));
+    drop(touched(16 * MIB));
     wait_until("a drainer", || drainers().len() == 1);
     let idle = libc::sched_param { sched_priority: 0 };
     // SAFETY: a thread of this process and a valid parameter.
@@ -196,7 +196,7 @@ fn mask(how: libc::c_int) {
 /// Sent to the process while all threads of the program have the signal blocked and drainer and dropper
 /// are at work: it waits for one of the program's.
 fn signals() {
-    drop(touched(MIB));
+    drop(touched(16 * MIB));
     deferfree::later(vec![vec![1; 10]; 10]);
     assert!(deferfree::flush_values());
     let tid_of = |wanted: &str| {
@@ -252,7 +252,7 @@ fn born_of_a_special_thread() {
         // SAFETY: a system call on numbers.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, ordinary_nice - 3) };
         become_realtime();
-        drop(touched(MIB));
+        drop(touched(16 * MIB));
         deferfree::later(vec![vec![1; 10]; 10]);
         let has_one_cpu = thread::available_parallelism().unwrap().get() == 1;
         assert!(has_one_cpu && GLOBAL.stats().drainer_running);

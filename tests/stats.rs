@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, run_child, sleep_ms, wait_until};
+use common::{KIB, MIB, nearly_start, run_child, sleep_ms, wait_until};
 use deferfree::{DeferFree, Stats, Tally};
 use serde_json::Value;
 use taken_apart::{FATES, SECS, blocks, check_work, directory, line, to_json, work};
@@ -144,6 +144,7 @@ fn many_sizes() {
 }
 
 fn many_sizes_child() {
+    nearly_start(&GLOBAL);
     for log2 in 18..24 {
         for step in 1..=16 {
             drop(black_box(Vec::<u8>::with_capacity((16 + step) << (log2 - 4))));
@@ -243,6 +244,7 @@ fn fates(stats: &Stats) -> [u64; 5] {
 }
 
 fn adds_up_child() {
+    nearly_start(&GLOBAL);
     const THREADS: u64 = 3;
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -325,6 +327,7 @@ fn released() {
 }
 
 fn released_child() {
+    nearly_start(&GLOBAL);
     let layout = Layout::from_size_align(10 * MIB, 128 * KIB).unwrap();
     // SAFETY: a valid layout, a block of that size, freed once.
     unsafe {

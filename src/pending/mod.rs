@@ -76,9 +76,11 @@ const CHANGED_MIN_BYTES: usize = 16 << 20;
 /// Why a block was not kept.
 #[derive(Debug)]
 pub(crate) enum Refused {
+    /// Nothing has been allocated of the class: the block is from before the start. It is not counted.
+    Unknown(Block),
     /// As many bytes wait as may.
     Bound(Block),
-    /// The class has no queue, or it is full. The block returned may be another one of the class
+    /// There was no memory for the queue of the class, or it is full. The block returned may be another one of the class
     /// than the one that was put in.
     Queue(Block),
 }
@@ -105,7 +107,7 @@ pub(crate) enum Taken {
 #[repr(C)]
 pub(crate) struct Pending {
     backlog: CachePadded<Backlog>,
-    /// One bit for each class of which a block has been allocated or freed.
+    /// One bit for each class of which a block has been allocated.
     known: [AtomicU64; CLASSES.div_ceil(64)],
     classes: [CachePadded<Waiting>; CLASSES],
     /// What was given back to the system page by page.
@@ -266,6 +268,10 @@ impl Pending {
         }
     }
 
+    fn is_known(&self, class: Class) -> bool {
+        self.known[class.index() / 64].load(Ordering::Relaxed) >> (class.index() % 64) & 1 != 0
+    }
+
     fn make_known(&self, class: Class) {
         let (word, bit) = (class.index() / 64, class.index() % 64);
         // Relaxed: the set of classes only grows, and what is in a class orders itself.
@@ -334,10 +340,12 @@ impl Pending {
     #[inline]
     pub(crate) fn put(&self, class: Class, block: Block) -> Result<Kept, Refused> {
         let waiting = &*self.classes[class.index()];
+        let is_built = waiting.queue.is_built();
+        if !is_built && !self.is_known(class) {
+            return Err(Refused::Unknown(block));
+        }
         waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
-        if !waiting.queue.is_built() {
-            // All that was allocated of this class is from before the start.
-            self.make_known(class);
+        if !is_built {
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Queue(block));
         }

@@ -23,7 +23,7 @@ enum Finding {
     SwitchedOff,
     StartFailed,
     Nothing,
-    TooEarly,
+    FirstOnes,
     OverBound { inline: u64, of: u64 },
     BurstsOverBound { inline: u64, of: u64 },
     QueueFull { inline: u64, of: u64 },
@@ -50,8 +50,8 @@ impl Advice<'_> {
             Finding::StartFailed
         } else if freed + in_bursts == 0 {
             match (self.stats.not_running.blocks, bursts.hot_bursts) {
-                (1.., _) => Finding::TooEarly,
-                (0, bursts @ 1..) => Finding::HotBursts { bursts },
+                (_, bursts @ 1..) => Finding::HotBursts { bursts },
+                (1.., 0) => Finding::FirstOnes,
                 (0, 0) => Finding::Nothing,
             }
         } else if many(over_bound.blocks, freed) {
@@ -114,8 +114,9 @@ impl fmt::Display for Advice<'_> {
                  small ones seen; this program does as well without deferfree.",
                 Size(config.threshold_bytes as u64)
             ),
-            Finding::TooEarly => f.write_str(
-                "Nothing was deferred, because no large block was freed any more once the drainer ran.",
+            Finding::FirstOnes => f.write_str(
+                "Nothing was there to defer: the large blocks that were freed are among the program's \
+                 first, which are freed at once; this program does as well without deferfree.",
             ),
             Finding::OverBound { inline, of } => write!(
                 f,
@@ -235,8 +236,8 @@ mod tests {
             (
                 config(),
                 Stats { not_running: tally(1), ..freed(0) },
-                Finding::TooEarly,
-                "once the drainer ran",
+                Finding::FirstOnes,
+                "among the program's first",
             ),
             (
                 config(),

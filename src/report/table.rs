@@ -37,9 +37,9 @@ fn large(out: &mut impl Write, view: &View<'_>, stats: &mut Stats) -> fmt::Resul
     let mut n_sizes = 0;
     view.for_each_size(&mut |_| n_sizes += 1);
     if n_sizes == 0 {
-        let more = if stats.not_running.blocks > 0 { " with the drainer running" } else { "" };
+        let what = if stats.not_running.blocks > 0 { "handed to the drainer" } else { "freed" };
         let threshold = Size(view.config.threshold_bytes as u64);
-        return writeln!(out, "  no block of {threshold} or more was freed{more}");
+        return writeln!(out, "  no block of {threshold} or more was {what}");
     }
     header(out)?;
     stats.forget_sizes();
@@ -200,13 +200,12 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
     out.write_str("\n")?;
     let Tally { blocks, bytes } = stats.not_running;
     if blocks > 0 {
-        let why = if stats.start_failed { "could not be started" } else { "did not run yet" };
-        writeln!(
-            out,
-            "  {:<24}{blocks} large blocks, {}: the drainer {why}",
-            "freed at once",
-            Size(bytes)
-        )?;
+        let why = if stats.start_failed {
+            "the drainer could not be started"
+        } else {
+            "from before the drainer ran"
+        };
+        writeln!(out, "  {:<24}{blocks} large blocks, {}: {why}", "freed at once", Size(bytes))?;
     }
     let lost = stats.lost_in_fork_bytes;
     if lost > 0 {

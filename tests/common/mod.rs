@@ -12,6 +12,7 @@ pub(crate) mod tracking;
 /// not, and what it orders is reported as a race.
 pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 
+use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -232,6 +233,26 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within 10 s: {what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// As if the program had had all the large blocks that it may have before the drainer starts: the next one starts it.
+pub(crate) fn nearly_start(heap: &impl GlobalAlloc) {
+    // A byte less than `START_BYTES` of the crate.
+    let layout = Layout::from_size_align(16 * MIB - 1, 8).unwrap();
+    // SAFETY: a valid layout; freed as allocated.
+    unsafe {
+        let block = heap.alloc(layout);
+        assert!(!block.is_null());
+        heap.dealloc(block, layout);
+    }
+}
+
+/// See `nearly_start`.
+pub(crate) fn nearly_started<B: deferfree::Backing>(
+    heap: deferfree::DeferFree<B>,
+) -> deferfree::DeferFree<B> {
+    nearly_start(&heap);
+    heap
 }
 
 /// Flushes until no small block waits. A scope ends before its threads have: they free a few blocks after

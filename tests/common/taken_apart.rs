@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use deferfree::DeferFree;
 use serde_json::Value;
 
-use super::common::{MIB, Output, command, finish, touched};
+use super::common::{MIB, Output, command, finish, nearly_start, touched};
 
 pub(crate) const SECS: u64 = 30;
 
 /// Sixteen blocks of 1 MiB freed and six of them allocated again, then one of 3 MiB, which finds nothing.
 pub(crate) fn work(global: &DeferFree) {
+    nearly_start(global);
     drop((0..16).map(|_| touched(MIB)).collect::<Vec<_>>());
     let six: Vec<_> = (0..6).map(|_| touched(MIB)).collect();
     let other = touched(3 * MIB);
