@@ -295,6 +295,8 @@ impl<B: Backing> DeferFree<B> {
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
                 if settings.enabled && sys::CAN_DEFER {
+                    // Where it is refused, the start says so.
+                    lifecycle::register();
                     self.backing.reserve();
                     self.backing.on_allocations(work::note);
                 }
@@ -338,7 +340,7 @@ impl<B: Backing> DeferFree<B> {
     #[cold]
     fn start(&self) {
         // Before STARTING, see `PhaseCell::start`.
-        let registered = lifecycle::register();
+        let registered = lifecycle::stay();
         // The drainer's, held from its birth on. A fork or the exit is under way: another time.
         let Ok(inside) = Inside::try_enter() else {
             return;

@@ -3,7 +3,8 @@
 //!
 //! Seen to fail: without the generation or with the parent's gate kept, `fresh_start`; without the wait
 //! for the drainer in `prepare`, `while_purging`; with the drainer born outside the gate, `at_birth`;
-//! without any fork handlers, all but `of_a_parent_that_is_off`.
+//! without any fork handlers, all but `of_a_parent_that_is_off`; with handlers registered by the start only, and musl,
+//! `handlers_that_allocate`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             ("nested", || clean("nested", "4ms")),
             ("from_two_threads", || clean("from_two_threads", "2ms")),
             ("commands", || clean("commands", "2ms")),
+            ("handlers_that_allocate", handlers_that_allocate),
             ("before_the_first_block", || clean("before_the_first_block", "2ms")),
             ("of_a_parent_that_is_off", of_a_parent_that_is_off),
             ("of_a_parent_that_failed", of_a_parent_that_failed),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         "nested" => nested_child(),
         "from_two_threads" => from_two_threads_child(),
         "commands" => commands_child(),
+        "handlers_that_allocate" => handlers_that_allocate_child(),
         "before_the_first_block" => before_the_first_block_child(),
         "off" => off_child(),
         "failed" => failed_child(),
@@ -176,6 +179,35 @@ fn while_purging_child() {
             use_it_more();
         }));
     }
+}
+
+/// The program's own handlers come first with everything: a large block, a value, a burst.
+fn handlers_that_allocate() {
+    for delay in ["0ms", "4ms"] {
+        clean("handlers_that_allocate", delay);
+    }
+}
+
+unsafe extern "C" fn allocates() {
+    fill(4);
+    deferfree::later(vec![vec![1; 10]; 10]);
+    let mut blocks: Vec<_> = (0..2000).map(|n| Box::new([n; 6])).collect();
+    (0..2000).for_each(|i| blocks.swap(i, i * 7919 % 2000));
+    drop(black_box(blocks));
+}
+
+fn handlers_that_allocate_child() {
+    let handler = Some(allocates as unsafe extern "C" fn());
+    // SAFETY: functions that stay.
+    assert_eq!(unsafe { libc::pthread_atfork(handler, handler, handler) }, 0);
+    assert_eq!(drainers(), []);
+    for _ in 0..5 {
+        wait_ok(fork(CHILD_SECS, use_it));
+    }
+    assert!(GLOBAL.stats().drainer_running);
+    assert!(deferfree::flush_values());
+    GLOBAL.flush();
+    assert_eq!(GLOBAL.stats().pending.blocks, 0);
 }
 
 fn nested_child() {

@@ -35,7 +35,7 @@ pub(super) fn if_started() -> Option<&'static Dropper> {
 #[cold]
 fn start() -> Option<&'static Dropper> {
     // Before STARTING, see `PhaseCell::start`.
-    let registered = lifecycle::register();
+    let registered = lifecycle::stay();
     let Some(start) = PHASE.start() else {
         // Another thread has been faster, and may be done by now.
         return if_started();

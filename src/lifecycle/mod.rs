@@ -130,20 +130,27 @@ impl Drop for Inside {
     }
 }
 
-/// Registers the handlers, which stay valid until the process ends; false when the system refuses.
+/// Registers the handlers; false when the system refuses. To be called once nothing is started yet, as early as that costs
+/// nobody anything: in a handler of the program's, or in an allocation while a fork is under way, it may be too late (before
+/// glibc 2.36, and with musl, it would wait for itself).
 ///
 /// Two threads may both get here first. Handlers that are registered twice do no harm: they count
 /// up and down twice.
 pub(crate) fn register() -> bool {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if !REGISTERED.load(Ordering::Acquire) {
-        // Staying loaded comes first: closing a library takes its handlers away, or runs them.
-        if !sys::stay_loaded() || !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
+        // Of a library that is unloaded, the C library takes the handlers away with it.
+        if !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
             return false;
         }
         REGISTERED.store(true, Ordering::Release);
     }
     true
+}
+
+/// To be called before a thread is started that runs until the end; false when the system refuses.
+pub(crate) fn stay() -> bool {
+    register() && sys::stay_loaded()
 }
 
 unsafe extern "C" fn prepare() {

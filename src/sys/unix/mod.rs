@@ -138,11 +138,21 @@ pub(crate) fn stay_loaded() -> bool {
     !found.dli_fname.is_null() && !unsafe { libc::dlopen(found.dli_fname, flags) }.is_null()
 }
 
-/// Bytes of memory that the machine has.
+/// Bytes of memory that the machine has, or less if a resource limit says so: that of all mappings, or of those that can be
+/// written to.
 pub(super) fn machine_bytes() -> Option<usize> {
     // SAFETY: reads a constant of the system.
     let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
-    usize::try_from(pages).ok()?.checked_mul(page_bytes())
+    let machine = usize::try_from(pages).ok()?.checked_mul(page_bytes())?;
+    let limits = [libc::RLIMIT_AS, libc::RLIMIT_DATA].map(|resource| {
+        let none = libc::RLIM_INFINITY;
+        let mut limit = libc::rlimit { rlim_cur: none, rlim_max: none };
+        // SAFETY: a live variable.
+        unsafe { libc::getrlimit(resource, &mut limit) };
+        // Infinity is the largest number there is.
+        usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+    });
+    limits.into_iter().chain([machine]).min()
 }
 
 /// The least that the system gives and takes.
