@@ -6,7 +6,7 @@
 //! block is freed twice or by another allocator than its own, and their live blocks are what was lost.
 //!
 //! Seen to fail:
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 

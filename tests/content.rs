@@ -4,10 +4,11 @@
 //! Seen to fail: with blocks allocated unrounded, with `take` blind to alignment, without the zeroing
 //! of what is taken back, with `realloc` copying one byte too few, with a block that is both in the
 //! queue and in the slot.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 
+#[cfg(unix)]
 use std::alloc::System;
 use std::thread;
 
@@ -82,16 +83,22 @@ fn mimalloc_no_delay() {
     run(Mimalloc, 64 * KIB, 0, 64 * MIB);
 }
 
+// `System` is a backing on Unix alone.
+#[cfg(unix)]
 #[test]
 fn system_small_threshold() {
     run(System, 4 * KIB, 1, 64 * MIB);
 }
 
+// `System` is a backing on Unix alone.
+#[cfg(unix)]
 #[test]
 fn system_usual_threshold() {
     run(System, 128 * KIB, 20, 256 * MIB);
 }
 
+// `System` is a backing on Unix alone.
+#[cfg(unix)]
 #[test]
 fn system_odd_threshold() {
     run(System, 5003, 5, 16 * MIB);

@@ -5,7 +5,7 @@
 //! Seen to fail: with an exit that waits for the drainer, `with_busy_threads`; where mimalloc is left
 //! to unmap itself under the drainer, `where_mimalloc_unmaps_itself`; without the look at the exit in
 //! `flush`, `frees_in_exit_handlers`.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         ]);
     };
     nearly_start(&GLOBAL);
-    no_core();
+    common::no_core();
     match case.split_once(' ') {
         Some(("busy", way)) => {
             make_busy();
@@ -95,8 +95,8 @@ fn end(way: &str) -> ExitCode {
         "exit" => std::process::exit(7),
         "_exit" => common::exit_now(9),
         "abort" => std::process::abort(),
-        "SIGTERM" => {
-            common::kill(std::process::id() as i32, libc::SIGTERM);
+        "killed" => {
+            common::end_this_process();
             sleep_ms(60_000);
         }
         "panic" => panic!("on purpose"),
@@ -133,10 +133,9 @@ fn expect(case: &str, way: &str, env: &[(&str, &str)]) {
         "exit" => output.expect_code(7),
         "_exit" => output.expect_code(9),
         "exit_elsewhere" => output.expect_code(11),
-        "abort" => output.expect_signal(libc::SIGABRT),
-        "SIGTERM" => output.expect_signal(libc::SIGTERM),
+        "abort" | "panic_abort" => common::expect_aborted(output.status),
+        "killed" => common::expect_killed(output.status),
         "panic" => output.expect_code(101),
-        "panic_abort" => output.expect_signal(libc::SIGABRT),
         "panic_elsewhere" => output.expect_code(5),
         _ => panic!("{way}"),
     }
@@ -145,12 +144,6 @@ fn expect(case: &str, way: &str, env: &[(&str, &str)]) {
     } else {
         assert_eq!(output.stderr, "", "{case} {way}");
     }
-}
-
-fn no_core() {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is a live variable.
-    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
 }
 
 fn fill(n_blocks: usize) {
@@ -205,7 +198,7 @@ const WAYS: [&str; 9] = [
     "exit",
     "_exit",
     "abort",
-    "SIGTERM",
+    "killed",
     "panic",
     "panic_abort",
     "panic_elsewhere",

@@ -5,7 +5,7 @@
 //! must not be faster than the thread. Each case in a child process under a watchdog.
 //!
 //! Seen to fail:
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 

@@ -5,7 +5,7 @@
 //! assertions; `nested_hand_offs_stay_on_the_dropper` without the flag that
 //! says which thread that is; `a_smart_pointer_hands_over` when it drops its value itself.
 // Where there is no dropper, every value is dropped inline.
-#![cfg(not(any(deferfree_inline, all(unix, not(target_os = "linux")))))]
+#![cfg(not(deferfree_inline))]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,7 @@
 //! With `DeferFree` as the global allocator, the frees that a hand-off causes are the dropper's.
 //!
 //! Seen to fail with `later` replaced by `drop`.
-#![cfg(all(target_os = "linux", not(deferfree_inline)))]
+#![cfg(not(deferfree_inline))]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

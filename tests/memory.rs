@@ -3,7 +3,7 @@
 //! Seen to fail: without the retry in `alloc_fresh`, `each_allocation_refused`; with the old block freed
 //! although there is no new one, `budget_used_up`; without the bound in
 //! `Backlog::reserve`, `drainer_held_up`; with an odd number of bytes reserved, `odd_sizes`.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 

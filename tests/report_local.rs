@@ -1,7 +1,7 @@
 //! The report of allocators that are not the global one, and may be moved or dropped before the exit.
 //!
 //! Seen to fail: without `withdraw`, `dropped`; with each allocator claiming the report, `first_of_two`.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 

@@ -3,7 +3,7 @@
 //!
 //! Seen to fail: with `alloc_large` not counting small blocks, `latency`; with each call counted twice,
 //! `released`.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 #[path = "common/taken_apart.rs"]

@@ -4,7 +4,7 @@
 //! some seconds to settle. Both loads run at the same time.
 //!
 //! Seen to fail: without the bound in `Backlog::reserve`, both.
-#![cfg(target_os = "linux")]
+#![cfg(any(target_os = "linux", windows))]
 
 mod common;
 

@@ -12,13 +12,16 @@ pub(crate) mod tracking;
 /// not, and what it orders is reported as a race.
 pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 
+// What is asked of the system; where there is no file for one, the tests that need it are left out.
+#[cfg_attr(target_os = "linux", path = "linux.rs")]
+#[cfg_attr(windows, path = "windows.rs")]
+mod other;
+pub(crate) use other::*;
+
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -82,8 +85,10 @@ impl Output {
         assert_eq!(self.status.code(), Some(code), "{self:?}");
     }
 
+    #[cfg(unix)]
     #[track_caller]
     pub(crate) fn expect_signal(&self, signal: i32) {
+        use std::os::unix::process::ExitStatusExt;
         assert_eq!(self.status.signal(), Some(signal), "{self:?}");
     }
 
@@ -99,7 +104,7 @@ impl Output {
 pub(crate) fn command(case: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     for (name, _) in std::env::vars_os() {
-        let name_bytes = name.as_bytes();
+        let name_bytes = name.as_encoded_bytes();
         if name_bytes.starts_with(b"DEFERFREE") || name_bytes.starts_with(b"MIMALLOC") {
             command.env_remove(&name);
         }
@@ -110,8 +115,8 @@ pub(crate) fn command(case: &str) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // A group of its own, so that the watchdog gets what the child forks off too.
-    command.process_group(0);
+    // So that the watchdog gets what the child forks off too.
+    set_apart(&mut command);
     command
 }
 
@@ -135,7 +140,7 @@ pub(crate) fn finish(mut command: Command, secs: u64) -> Output {
     };
     let seen = if ended { String::new() } else { describe_threads(&child) };
     if !ended {
-        kill(-(child.id() as i32), libc::SIGKILL);
+        kill_all_of(&mut child);
     }
     let status = child.wait().unwrap();
     let output = Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() };
@@ -161,68 +166,6 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String
         }
         String::from_utf8_lossy(&bytes).into_owned()
     })
-}
-
-/// Name, state and system call of each thread of a child that hangs.
-fn describe_threads(child: &Child) -> String {
-    let mut seen = String::new();
-    for task in std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten() {
-        let Ok(task) = task else { continue };
-        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        let stat = read("stat");
-        let state = stat.rsplit(')').next().unwrap_or("").trim().get(..1).unwrap_or("?").to_owned();
-        seen += &format!("[{} {state} {}]", read("comm").trim(), read("syscall").trim());
-    }
-    seen
-}
-
-/// Thread id and name of each thread of this process.
-pub(crate) fn threads() -> Vec<(i32, String)> {
-    let mut threads = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let task = task.unwrap();
-        // A thread that ends meanwhile has no name any more.
-        if let Ok(name) = std::fs::read_to_string(task.path().join("comm")) {
-            let tid = task.file_name().to_str().unwrap().parse().unwrap();
-            threads.push((tid, name.trim_end().to_owned()));
-        }
-    }
-    threads
-}
-
-/// A new thread gets its name some time after it started.
-pub(crate) fn threads_named(wanted: &str) -> Vec<i32> {
-    threads().into_iter().filter(|(_, name)| name == wanted).map(|(tid, _)| tid).collect()
-}
-
-/// The drainers among the threads.
-pub(crate) fn drainers() -> Vec<i32> {
-    threads_named("deferfree")
-}
-
-/// One field of `/proc/self/task/<tid>/status`.
-pub(crate) fn task_status(tid: i32, field: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line[field.len()..].trim_start_matches(":").trim().to_owned()
-}
-
-pub(crate) fn voluntary_switches(tid: i32) -> u64 {
-    task_status(tid, "voluntary_ctxt_switches").parse().unwrap()
-}
-
-/// CPU time of all threads of this process.
-pub(crate) fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a live variable.
-    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) }, 0);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-/// Resident bytes of this process.
-pub(crate) fn rss() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
 /// Waits for what is to become true some time; fails after 10 s.
@@ -268,147 +211,7 @@ pub(crate) fn sleep_ms(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
 
-/// This process and all that it starts share the CPU it is on. For as long as there is one thread.
-pub(crate) fn use_one_cpu() {
-    // SAFETY: a set that is all zeros is empty; the CPU is one of those that there are.
-    unsafe {
-        let mut cpus = std::mem::zeroed::<libc::cpu_set_t>();
-        libc::CPU_SET(libc::sched_getcpu() as usize, &mut cpus);
-        assert_eq!(libc::sched_setaffinity(0, size_of_val(&cpus), &cpus), 0);
-    }
-}
-
-/// Has a filter answer these system calls with an error from now on, on all threads.
-pub(crate) fn refuse_calls(calls: &[libc::c_long], errno: i32) {
-    // linux/bpf_common.h
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    // The number of the system call comes first in `struct seccomp_data`.
-    let mut filter = vec![step(LOAD_WORD, 0, 0, 0)];
-    for (n, &call) in calls.iter().enumerate() {
-        filter.push(step(JUMP_EQUAL, (calls.len() - n) as u8, 0, call as u32));
-    }
-    filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
-    filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: a program of the given length, which the kernel copies.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let (mode, all) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
-        let set = libc::syscall(libc::SYS_seccomp, mode, all, &raw const program);
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-/// From now on this process may map so many bytes more than it has; `usize::MAX` for any number.
-pub(crate) fn limit_address_space(more: usize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let now: usize = statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096;
-    let limit =
-        libc::rlimit { rlim_cur: now.saturating_add(more) as u64, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is a live variable.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
-}
-
 /// A block whose pages have been written to.
 pub(crate) fn touched(bytes: usize) -> Vec<u8> {
     std::hint::black_box(vec![1u8; bytes])
-}
-
-pub(crate) fn kill(pid: i32, signal: i32) {
-    // SAFETY: a system call on numbers.
-    unsafe { libc::kill(pid, signal) };
-}
-
-pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(code) }
-}
-
-/// Forks; the child does `body` and ends with status 0, or 101 if that panics. It kills itself when
-/// it takes longer than `secs`.
-pub(crate) fn fork(secs: u32, body: impl FnOnce()) -> i32 {
-    // SAFETY: the child goes on with what this crate promises to work after a fork.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-    if pid == 0 {
-        // SAFETY: a system call on a number.
-        unsafe { libc::alarm(secs) };
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
-        exit_now(if done { 0 } else { 101 });
-    }
-    pid
-}
-
-/// Waits for a forked child.
-pub(crate) fn wait(pid: i32) -> ExitStatus {
-    let mut status = 0;
-    // SAFETY: the status is a live variable.
-    while unsafe { libc::waitpid(pid, &mut status, 0) } < 0 {
-        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EINTR));
-    }
-    ExitStatus::from_raw(status)
-}
-
-/// Waits for a forked child that must have ended with status 0.
-#[track_caller]
-pub(crate) fn wait_ok(pid: i32) {
-    let status = wait(pid);
-    let hint = if status.signal() == Some(libc::SIGALRM) { " (it hung)" } else { "" };
-    assert_eq!(status.code(), Some(0), "forked child: {status}{hint}");
-}
-
-/// A library to be preloaded that refuses the first `REFUSE_THREADS` threads with `EAGAIN`, and has the
-/// others begin `DELAY_THREADS` milliseconds late; `None`, said loudly, where there is no C compiler.
-/// (Root is not bound by `RLIMIT_NPROC`.)
-pub(crate) fn thread_refuser() -> Option<PathBuf> {
-    const SOURCE: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <unistd.h>
-static int refused;
-struct late { void *(*f)(void *); void *x; int ms; };
-static void *begin_late(void *p) {
-    struct late late = *(struct late *)p;
-    free(p);
-    usleep(late.ms * 1000);
-    return late.f(late.x);
-}
-int pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x) {
-    static int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-    const char *n = getenv("REFUSE_THREADS");
-    if (n && __atomic_fetch_add(&refused, 1, __ATOMIC_RELAXED) < atoi(n)) return EAGAIN;
-    if (!next) next = dlsym(RTLD_NEXT, "pthread_create");
-    n = getenv("DELAY_THREADS");
-    if (n) {
-        struct late *late = malloc(sizeof *late);
-        *late = (struct late){f, x, atoi(n)};
-        return next(t, a, begin_late, late);
-    }
-    return next(t, a, f, x);
-}
-"#;
-    // One name per test program: they may run at the same time.
-    let stem = std::env::current_exe().unwrap().file_stem().unwrap().to_owned();
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(stem);
-    std::fs::create_dir_all(&directory).unwrap();
-    let (source, library) = (directory.join("refuse.c"), directory.join("refuse.so"));
-    std::fs::write(&source, SOURCE).unwrap();
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&library, &source])
-        .arg("-ldl")
-        .status();
-    match built {
-        Ok(status) if status.success() => Some(library),
-        other => {
-            println!("SKIPPED: no C compiler to build the thread refuser with ({other:?})");
-            None
-        }
-    }
 }

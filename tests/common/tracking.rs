@@ -13,8 +13,8 @@ use super::Mutex;
 /// allocator.
 #[derive(Debug)]
 pub(crate) struct Tracking {
-    /// Address to size.
-    live: Mutex<HashMap<usize, usize>>,
+    /// Each block's layout by its address.
+    live: Mutex<HashMap<usize, Layout>>,
     /// Allocations that would make the live bytes exceed this are refused.
     limit_bytes: AtomicUsize,
     /// Bytes that may still be allocated, whatever is freed meanwhile.
@@ -52,7 +52,7 @@ impl Tracking {
     }
 
     pub(crate) fn live_bytes(&self) -> usize {
-        self.live.lock().values().sum()
+        sum(&self.live.lock())
     }
 
     pub(crate) fn is_live(&self, ptr: *mut u8) -> bool {
@@ -61,7 +61,7 @@ impl Tracking {
 
     /// The size that a live block was asked for with.
     pub(crate) fn size_of(&self, ptr: *mut u8) -> usize {
-        self.live.lock()[&ptr.addr()]
+        self.live.lock()[&ptr.addr()].size()
     }
 
     /// Allocations that were granted.
@@ -103,24 +103,27 @@ impl Tracking {
         left == 1
     }
 
-    fn track(&self, bytes: usize, alloc: impl FnOnce() -> *mut u8) -> *mut u8 {
+    fn track(&self, layout: Layout, alloc: impl FnOnce() -> *mut u8) -> *mut u8 {
+        let bytes = layout.size();
         let mut live = self.live.lock();
         let limit = self.limit_bytes.load(Ordering::SeqCst);
-        if self.refuses(bytes)
-            || limit != usize::MAX && live.values().sum::<usize>().saturating_add(bytes) > limit
-        {
+        if self.refuses(bytes) || limit != usize::MAX && sum(&live).saturating_add(bytes) > limit {
             self.n_refused.fetch_add(1, Ordering::SeqCst);
             return ptr::null_mut();
         }
         let ptr = alloc();
         if !ptr.is_null() {
             self.n_allocs.fetch_add(1, Ordering::SeqCst);
-            if live.insert(ptr.addr(), bytes).is_some() {
+            if live.insert(ptr.addr(), layout).is_some() {
                 fault("a live block was given out again");
             }
         }
         ptr
     }
+}
+
+fn sum(live: &HashMap<usize, Layout>) -> usize {
+    live.values().map(Layout::size).sum()
 }
 
 fn fault(what: &str) -> ! {
@@ -132,19 +135,19 @@ fn fault(what: &str) -> ! {
 unsafe impl GlobalAlloc for &'static Tracking {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout.
-        self.track(layout.size(), || unsafe { System.alloc(layout) })
+        self.track(layout, || unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout.
-        self.track(layout.size(), || unsafe { System.alloc_zeroed(layout) })
+        self.track(layout, || unsafe { System.alloc_zeroed(layout) })
     }
 
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if self.live.lock().remove(&ptr.addr()).is_none() {
+    unsafe fn dealloc(&self, ptr: *mut u8, _: Layout) {
+        let Some(layout) = self.live.lock().remove(&ptr.addr()) else {
             fault("a block was freed that is not its own, or freed twice");
-        }
-        // SAFETY: the block is one of `System`'s; on Unix its `dealloc` does not read the layout.
+        };
+        // SAFETY: the block is one of `System`'s, with the layout that it was made with.
         unsafe { System.dealloc(ptr, layout) };
     }
 
@@ -163,5 +166,5 @@ unsafe impl GlobalAlloc for &'static Tracking {
     }
 }
 
-// SAFETY: as for `System`, whose blocks these are.
+// SAFETY: it knows each block's layout.
 unsafe impl Backing for &'static Tracking {}

@@ -59,11 +59,12 @@ pub(crate) fn hears_of_its_exit() -> bool {
 }
 
 unsafe extern "C" fn thread_exits(word: *mut c_void) {
+    // From here on the thread has no state. A system that takes the word away before it calls this has to be told each
+    // time that it does; it does so a few times at most (`PTHREAD_DESTRUCTOR_ITERATIONS`).
+    sys::at_thread_exit(thread_exits, NO_STATE);
     if word == NO_STATE {
         return;
     }
-    // From here on the thread has no state. Should the system refuse that, it gets a new one.
-    sys::at_thread_exit(thread_exits, NO_STATE);
     // SAFETY: what `set_up` made. The word was all that led to it.
     unsafe {
         burst::give_up_log(&*word.cast::<Local>());
