@@ -408,7 +408,12 @@ impl<B: Backing> DeferFree<B> {
         }
         // SAFETY: the caller's.
         unsafe {
-            if ZEROED { this.backing.alloc_zeroed(layout) } else { this.backing.alloc(layout) }
+            let block =
+                if ZEROED { this.backing.alloc_zeroed(layout) } else { this.backing.alloc(layout) };
+            if B::SETTLES_WHEN_SHORT || !block.is_null() {
+                return block;
+            }
+            this.allocate_again::<ZEROED>(layout)
         }
     }
 

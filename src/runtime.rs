@@ -1,5 +1,6 @@
 //! Everything that an allocator owns once its drainer runs, and what its large blocks go through.
 
+mod shortage;
 #[cfg(all(test, loom))]
 mod models;
 
@@ -13,9 +14,10 @@ use std::ptr::{self, NonNull};
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use self::shortage::Giver;
 use crate::backing::Backing;
 use crate::burst::local::Local;
-use crate::burst::{self, BURSTS, Written};
+use crate::burst::{BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good, work};
 use crate::huge::{self, Use};
@@ -38,6 +40,7 @@ pub(crate) struct Runtime<B> {
     cpu_clock: AtomicI32,
     /// What the drainer begins its life with; nobody else touches it from there on.
     at_birth: Mutex<Option<Inside>>,
+    giver: Giver,
 }
 
 /// Why there is no drainer.
@@ -104,8 +107,9 @@ impl<B: Backing> Runtime<B> {
         match started {
             Ok(()) => {
                 BURSTS.note_started(runtime.addr().get());
-                if is_owner && backing.at_thread_end(burst::settle) {
+                if is_owner && backing.at_thread_end(shortage::settle) {
                     BURSTS.allow_settling();
+                    this.giver.come();
                 }
                 Ok(runtime)
             }
@@ -133,6 +137,7 @@ impl<B: Backing> Runtime<B> {
         let delay = Duration::from_millis(this.config.delay_ms);
         let owner = runtime.addr().get();
         drainer::run(this.backing, &this.pending, &this.control, delay, owner);
+        this.giver.withdraw();
         // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
         unsafe { Self::destroy(runtime) };
         ptr::null_mut()
@@ -150,6 +155,7 @@ impl<B: Backing> Runtime<B> {
             (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
             (&raw mut (*this).control).write(Control::default());
             (&raw mut (*this).at_birth).write(Mutex::default());
+            (&raw mut (*this).giver).write(Giver::new(this));
             (*this).pending.set_up(config.max_pending_bytes, lifecycle::generation());
         }
         Some(runtime)
@@ -319,14 +325,27 @@ impl<B: Backing> Runtime<B> {
         }
     }
 
+    /// An allocation has failed, or is about to.
     #[cold]
-    fn give_back_everything(&self) {
+    pub(crate) fn give_back_everything(&self) {
         for class in self.pending.known_classes() {
             while let Some(block) = self.pending.drain(class) {
                 self.free_now(class, block);
             }
         }
+        if self.owns_bursts() {
+            // SAFETY: blocks that threads gave up, taken out of the one log that they were in.
+            BURSTS.take_back_all(|block| unsafe { self.backing.dealloc_any(block) });
+        }
         self.backing.purge();
+    }
+
+    fn owns_bursts(&self) -> bool {
+        BURSTS.is_owned_by(ptr::from_ref(self).addr())
+    }
+
+    fn anything_waits(&self) -> bool {
+        self.pending.bytes() > 0 || self.owns_bursts() && BURSTS.bytes() > 0
     }
 
     /// Frees on the calling thread a block that has left `pending`, or never got in.
@@ -408,7 +427,7 @@ impl<B: Backing> Runtime<B> {
             ..Stats::default()
         };
         self.sizes().for_each(|size| stats.add_size(&size));
-        if BURSTS.is_owned_by(ptr::from_ref(self).addr()) {
+        if self.owns_bursts() {
             stats.bursts = BURSTS.stats();
         }
         stats

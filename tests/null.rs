@@ -3,7 +3,10 @@
 //!
 //! Seen to fail: without `give_back_everything`, or without the retry after it,
 //! `gives_back_and_retries`; with the old block freed although there is no new one, `realloc_fails`;
-//! with a queue built without asking first, `queue_that_does_not_fit`.
+//! with a queue built without asking first, `queue_that_does_not_fit`; without `allocate_again` and the look at what
+//! `realloc` gives, `small_blocks`; without `Giver::come`, `small_blocks_under_a_limit`; without
+//! `is_short`, `threads_that_end_give_nothing_back`; without the resource limits,
+//! `limit_is_known`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -29,6 +32,10 @@ fn main() -> ExitCode {
         Some("under_a_limit") => under_a_limit_child(),
         Some("first_block") => first_block_child(),
         Some("contended") => contended_child(),
+        Some("small_blocks") => small_blocks_child(),
+        Some("small_blocks_under_a_limit") => small_blocks_under_a_limit_child(),
+        Some("threads_that_end_give_nothing_back") => threads_that_end_give_nothing_back_child(),
+        Some("limit_is_known") => limit_is_known_child(),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
@@ -38,6 +45,12 @@ fn main() -> ExitCode {
                 ("under_a_limit", || clean("under_a_limit")),
                 ("first_block", first_block),
                 ("contended", || clean("contended")),
+                ("small_blocks", || clean("small_blocks")),
+                ("small_blocks_under_a_limit", small_blocks_under_a_limit),
+                ("threads_that_end_give_nothing_back", || {
+                    clean("threads_that_end_give_nothing_back")
+                }),
+                ("limit_is_known", || clean("limit_is_known")),
             ]);
         }
     }
@@ -249,4 +262,87 @@ fn contended_child() {
     assert!(book.n_refused() >= 100);
     heap.flush();
     wait_until("everything is freed", || book.live_blocks() == 0);
+}
+
+/// Small blocks of all kinds find what large ones and logs hold back, on an allocator that only says no.
+fn small_blocks_child() {
+    let (book, heap) = limited(3 * MIB);
+    for size in [400, 4 * KIB, 20 * KIB] {
+        fill(&heap, 2);
+        let mut blocks = Vec::new();
+        for n in 0..2 * MIB / size {
+            // SAFETY: a valid layout.
+            let block = unsafe {
+                match n % 3 {
+                    0 => heap.alloc(layout(size)),
+                    1 => heap.alloc_zeroed(layout(size)),
+                    _ => {
+                        let block = heap.alloc(layout(size / 2));
+                        assert!(!block.is_null());
+                        heap.realloc(block, layout(size / 2), size)
+                    }
+                }
+            };
+            assert!(!block.is_null(), "{size}: {:?}", heap.stats());
+            blocks.push(block);
+        }
+        assert!(book.n_refused() > 0);
+        assert_eq!(heap.stats().pending.blocks, 0);
+        for block in blocks {
+            // SAFETY: allocated above, freed once.
+            unsafe { heap.dealloc(block, layout(size)) };
+        }
+    }
+    wait_until("everything is freed", || {
+        heap.flush();
+        book.live_blocks() == 0
+    });
+}
+
+/// The same on mimalloc, which calls by itself. Its arenas are small, or they would have room for all of it.
+fn small_blocks_under_a_limit() {
+    for size in ["100", "4096", "100000"] {
+        let env = [("DEFERFREE_DELAY", "3600s"), ("MIMALLOC_ARENA_RESERVE", "64M"), ("SIZE", size)];
+        run_child("small_blocks_under_a_limit", &env, 30).expect_clean();
+    }
+}
+
+fn small_blocks_under_a_limit_child() {
+    let size: usize = std::env::var("SIZE").unwrap().parse().unwrap();
+    let n_blocks = 100 * MIB / size;
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(n_blocks);
+    let large: Vec<_> = (0..300).map(|_| Vec::<u8>::with_capacity(MIB)).collect();
+    drop(black_box(large));
+    assert_eq!(GLOBAL.stats().pending.blocks, 300);
+    limit_address_space(MIB);
+    for _ in 0..n_blocks {
+        blocks.push(try_block(size).unwrap_or_else(|| panic!("{:?}", GLOBAL.stats())));
+    }
+    assert!(GLOBAL.stats().pending.blocks < 300);
+}
+
+/// mimalloc calls for that, too.
+fn threads_that_end_give_nothing_back_child() {
+    drop(black_box((0..40).map(|_| Vec::<u8>::with_capacity(MIB)).collect::<Vec<_>>()));
+    let before = GLOBAL.stats().pending.blocks;
+    assert!(before > 0);
+    for _ in 0..10 {
+        thread::spawn(|| drop(black_box(vec![0u8; 100]))).join().unwrap();
+    }
+    assert_eq!(GLOBAL.stats().pending.blocks, before);
+}
+
+fn limit_is_known_child() {
+    for resource in [libc::RLIMIT_AS, libc::RLIMIT_DATA] {
+        let limit = libc::rlimit { rlim_cur: 4 * GIB as u64, rlim_max: libc::RLIM_INFINITY };
+        let none = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the limits are live variables.
+        unsafe {
+            assert_eq!(libc::setrlimit(resource, &limit), 0);
+            let by_limit = DeferFree::new().config().max_pending_bytes;
+            assert_eq!(libc::setrlimit(resource, &none), 0);
+            assert_eq!(by_limit, GIB);
+            assert!(DeferFree::new().config().max_pending_bytes > by_limit, "a machine of 4 GiB");
+        }
+    }
 }

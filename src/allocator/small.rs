@@ -6,6 +6,7 @@
 
 use std::alloc::Layout;
 use std::hint::assert_unchecked;
+use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::{DeferFree, Phase, SWITCHED_OFF};
@@ -237,7 +238,48 @@ impl<B: Backing> DeferFree<B> {
         unsafe {
             assert_unchecked(size <= SURE_BYTES);
             let layout = Layout::from_size_align_unchecked(size, SURE_ALIGN);
+            let block =
+                if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) };
+            if B::SETTLES_WHEN_SHORT || !block.is_null() {
+                return block;
+            }
+            self.allocate_again::<ZEROED>(layout)
+        }
+    }
+
+    /// The backing has failed: once more, when all that waits has been given back.
+    ///
+    /// # Safety
+    /// As for `alloc`.
+    #[cold]
+    #[inline(never)]
+    pub(super) unsafe fn allocate_again<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
+        let Phase::Running(runtime) = self.phase.get() else {
+            return ptr::null_mut();
+        };
+        runtime.give_back_everything();
+        // SAFETY: the caller's.
+        unsafe {
             if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
+        }
+    }
+
+    /// As `realloc` of the backing, for a block that stays small.
+    ///
+    /// # Safety
+    /// As for `realloc`.
+    #[inline(always)]
+    unsafe fn reallocate_small(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's block, which is still there where there is no new one.
+        unsafe {
+            let block = self.backing.realloc(ptr, layout, new_size);
+            if B::SETTLES_WHEN_SHORT || !block.is_null() {
+                return block;
+            }
+            if let Phase::Running(runtime) = self.phase.get() {
+                runtime.give_back_everything();
+            }
+            self.backing.realloc(ptr, layout, new_size)
         }
     }
 
@@ -260,7 +302,7 @@ impl<B: Backing> DeferFree<B> {
             return unsafe { this.reallocate_noted(ptr, layout, new_size) };
         }
         // SAFETY: the caller's block.
-        unsafe { this.backing.realloc(ptr, layout, new_size) }
+        unsafe { this.reallocate_small(ptr, layout, new_size) }
     }
 
     #[inline(never)]
@@ -271,7 +313,7 @@ impl<B: Backing> DeferFree<B> {
         }
         self.note_alloc();
         // SAFETY: the caller's block.
-        unsafe { self.backing.realloc(ptr, layout, new_size) }
+        unsafe { self.reallocate_small(ptr, layout, new_size) }
     }
 
     /// Before a small allocation that goes the long way.

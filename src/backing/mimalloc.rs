@@ -94,6 +94,9 @@ const ARENA_MAX_ALIGN: usize = 64 << 10;
 
 // SAFETY: `mi_free` takes blocks of any thread; `mi_usable_size` is the size to be used.
 unsafe impl Backing for Mimalloc {
+    /// `_mi_malloc_generic` (page.c) collects with `force`, which calls the `deferred_free` function, and tries again.
+    const SETTLES_WHEN_SHORT: bool = true;
+
     unsafe fn usable_size(&self, ptr: *mut u8, _layout: Layout) -> Option<usize> {
         // SAFETY: the caller gives a live block.
         Some(unsafe { ffi::mi_usable_size(ptr.cast()) })

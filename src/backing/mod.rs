@@ -29,6 +29,10 @@ pub(crate) use self::mimalloc::{
 ///   room for, and `dealloc` with an alignment of 1;
 /// - [`usable_size`](Backing::usable_size) is a size that the holder of the block may really use.
 pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
+    /// Whether an allocation that is about to fail calls what [`at_thread_end`](Backing::at_thread_end) was given, and then
+    /// tries once more. Otherwise each small allocation's result is looked at.
+    const SETTLES_WHEN_SHORT: bool = false;
+
     /// Bytes that the block at `ptr` really has; `None` if that is not known. Asked when a large block is reallocated,
     /// to leave it where it is.
     ///

@@ -259,9 +259,15 @@ impl Bursts {
     /// Frees what the calling thread has written down, oldest first, unless the drainer is at it; how many
     /// blocks that were.
     pub(crate) fn take_back(&self, local: &Local, mut free: impl FnMut(*mut u8)) -> usize {
-        let Some(log) = local.log() else {
-            return 0;
-        };
+        local.log().map_or(0, |log| self.empty(log, &mut free))
+    }
+
+    /// As `take_back`, for all threads, whose last writes may be missed.
+    pub(crate) fn take_back_all(&self, mut free: impl FnMut(*mut u8)) {
+        self.logs.iter().for_each(|log| _ = self.empty(log, &mut free));
+    }
+
+    fn empty(&self, log: &Log, free: &mut impl FnMut(*mut u8)) -> usize {
         let Some(mut emptying) = log.try_empty() else {
             return 0;
         };
@@ -274,7 +280,7 @@ impl Bursts {
             };
             log.note_taken_back(run.n_blocks(), run.bytes);
             n_blocks += run.n_blocks();
-            run.chunk.each_block(run.slots, |soon| sys::prefetch(soon), &mut free);
+            run.chunk.each_block(run.slots, |soon| sys::prefetch(soon), &mut *free);
         }
     }
 

@@ -76,7 +76,7 @@ pub(crate) enum Closed {
     Exiting,
 }
 
-/// A drainer's stay inside the backing.
+/// A drainer's stay inside the backing, or that of a thread that gives back what a drainer would have.
 #[derive(Debug)]
 pub(crate) struct Inside(());
 
@@ -130,6 +130,14 @@ impl Drop for Inside {
     }
 }
 
+/// For a fork, or a drainer that is outside itself.
+pub(crate) fn wait_until_nobody_is_inside() {
+    // Acquire pairs with the Release of the last one to leave.
+    while GATE.load(Ordering::Acquire) & INSIDE != 0 {
+        thread::sleep(Duration::from_micros(20));
+    }
+}
+
 /// Registers the handlers; false when the system refuses. To be called once nothing is started yet, as early as that costs
 /// nobody anything: in a handler of the program's, or in an allocation while a fork is under way, it may be too late (before
 /// glibc 2.36, and with musl, it would wait for itself).
@@ -155,9 +163,7 @@ pub(crate) fn stay() -> bool {
 
 unsafe extern "C" fn prepare() {
     GATE.fetch_add(ONE_FORK, Ordering::Relaxed);
-    while GATE.load(Ordering::Acquire) & INSIDE != 0 {
-        thread::sleep(Duration::from_micros(20));
-    }
+    wait_until_nobody_is_inside();
 }
 
 unsafe extern "C" fn parent() {
