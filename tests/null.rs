@@ -74,16 +74,19 @@ fn limited(limit: usize) -> (&'static Tracking, DeferFree<&'static Tracking>) {
     (book, heap)
 }
 
-fn fill(heap: &DeferFree<&'static Tracking>, n_blocks: usize) {
+fn fill(heap: &DeferFree<&'static Tracking>, n_blocks: usize, size: usize) {
     // SAFETY: a valid layout; each is freed once, as allocated.
     unsafe {
-        let blocks: Vec<_> = (0..n_blocks).map(|_| heap.alloc(layout(MIB))).collect();
+        let blocks: Vec<_> = (0..n_blocks).map(|_| heap.alloc(layout(size))).collect();
         for block in blocks {
             assert!(!block.is_null());
-            heap.dealloc(block, layout(MIB));
+            heap.dealloc(block, layout(size));
         }
     }
 }
+
+/// So small that nothing here is huge, nor so much that the drainer is asked to make room.
+const UNIT: usize = 128 * KIB;
 
 fn gives_back_and_retries_child() {
     for zeroed in [false, true] {
@@ -94,23 +97,23 @@ fn gives_back_and_retries_child() {
             }
         };
         // A queue's own memory fits as well.
-        let (book, heap) = limited(100 * MIB + 256 * KIB);
-        fill(&heap, 100);
+        let (book, heap) = limited(100 * UNIT + 256 * KIB);
+        fill(&heap, 100, UNIT);
         assert_eq!(heap.stats().pending.blocks, 100);
         // More than one allocation pays back on its own: refused, then granted.
-        let block = alloc(&heap, 96 * MIB);
+        let block = alloc(&heap, 96 * UNIT);
         assert!(!block.is_null());
         assert_eq!(book.n_refused(), 1);
         let stats = heap.stats();
         assert_eq!(stats.pending.blocks, 0, "{stats:?}");
         assert_eq!(stats.drained.blocks + stats.paid_back.blocks, 100, "{stats:?}");
         // SAFETY: allocated with this layout.
-        unsafe { heap.dealloc(block, layout(96 * MIB)) };
+        unsafe { heap.dealloc(block, layout(96 * UNIT)) };
 
         // It does not fit at all: null, after one retry, with nothing left waiting.
-        fill(&heap, 2);
+        fill(&heap, 2, UNIT);
         let n_refused = book.n_refused();
-        assert!(alloc(&heap, 101 * MIB).is_null());
+        assert!(alloc(&heap, 101 * UNIT).is_null());
         assert_eq!(book.n_refused(), n_refused + 2);
         assert_eq!(heap.stats().pending.blocks, 0);
         assert_eq!(book.live_blocks(), 0);
@@ -118,8 +121,8 @@ fn gives_back_and_retries_child() {
         assert!(alloc(&heap, isize::MAX as usize - 4096).is_null());
 
         // And all goes on.
-        fill(&heap, 10);
-        assert!(!alloc(&heap, MIB).is_null());
+        fill(&heap, 10, UNIT);
+        assert!(!alloc(&heap, UNIT).is_null());
     }
 }
 
@@ -127,7 +130,7 @@ fn gives_back_and_retries_child() {
 /// backing is asked first. Without a queue the block is freed inline, and counted.
 fn queue_that_does_not_fit_child() {
     let (book, heap) = limited(10 * MIB);
-    fill(&heap, 10);
+    fill(&heap, 10, MIB);
     // SAFETY: valid layouts; freed as allocated.
     unsafe {
         let block = heap.alloc(layout(2 * MIB));
@@ -147,27 +150,27 @@ fn queue_that_does_not_fit_child() {
 
 fn realloc_fails_child() {
     for waiting in [0, 30] {
-        let (book, heap) = limited(64 * MIB);
+        let (book, heap) = limited(64 * UNIT);
         // SAFETY: layouts are valid, bytes within the block, the block is freed once.
         unsafe {
-            let block = heap.alloc(layout(20 * MIB));
-            block.write_bytes(0xab, 20 * MIB);
-            fill(&heap, waiting);
+            let block = heap.alloc(layout(20 * UNIT));
+            block.write_bytes(0xab, 20 * UNIT);
+            fill(&heap, waiting, UNIT);
             // The old block stays until the new one is there: 70 of 64.
-            let moved = heap.realloc(block, layout(20 * MIB), 50 * MIB);
+            let moved = heap.realloc(block, layout(20 * UNIT), 50 * UNIT);
             assert!(moved.is_null());
             assert!(book.is_live(block));
-            for at in (0..20 * MIB).step_by(1000).chain([20 * MIB - 1]) {
+            for at in (0..20 * UNIT).step_by(1000).chain([20 * UNIT - 1]) {
                 assert_eq!(block.add(at).read(), 0xab);
             }
             // With what waits given back, 60 of 64.
-            fill(&heap, waiting);
-            let moved = heap.realloc(block, layout(20 * MIB), 40 * MIB);
+            fill(&heap, waiting, UNIT);
+            let moved = heap.realloc(block, layout(20 * UNIT), 40 * UNIT);
             assert!(!moved.is_null());
-            for at in (0..20 * MIB).step_by(1000).chain([20 * MIB - 1]) {
+            for at in (0..20 * UNIT).step_by(1000).chain([20 * UNIT - 1]) {
                 assert_eq!(moved.add(at).read(), 0xab);
             }
-            heap.dealloc(moved, layout(40 * MIB));
+            heap.dealloc(moved, layout(40 * UNIT));
         }
         heap.flush();
         assert_eq!(book.live_blocks(), 0);
@@ -268,7 +271,7 @@ fn contended_child() {
 fn small_blocks_child() {
     let (book, heap) = limited(3 * MIB);
     for size in [400, 4 * KIB, 20 * KIB] {
-        fill(&heap, 2);
+        fill(&heap, 2, MIB);
         let mut blocks = Vec::new();
         for n in 0..2 * MIB / size {
             // SAFETY: a valid layout.
