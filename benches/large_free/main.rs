@@ -13,6 +13,8 @@
 #[path = "../support/allocator.rs"]
 mod allocator;
 #[cfg(target_os = "linux")]
+mod busy;
+#[cfg(target_os = "linux")]
 mod churn;
 #[cfg(target_os = "linux")]
 mod free;
@@ -25,6 +27,8 @@ mod mmap;
 #[cfg(target_os = "linux")]
 mod operations;
 #[cfg(target_os = "linux")]
+mod period;
+#[cfg(target_os = "linux")]
 mod phases;
 #[cfg(target_os = "linux")]
 mod recycle;
@@ -34,6 +38,8 @@ mod section;
 mod stalls;
 #[cfg(target_os = "linux")]
 mod sweep;
+#[cfg(target_os = "linux")]
+mod zeroed;
 #[cfg(target_os = "linux")]
 #[path = "../support/mod.rs"]
 mod support;

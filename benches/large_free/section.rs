@@ -4,7 +4,10 @@ use crate::support::contender::Contender;
 use crate::support::programs::Program;
 use crate::support::section::Bench;
 pub(crate) use crate::support::section::{PEAK_LIMIT, Section};
-use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls, sweep};
+use crate::{
+    busy, churn, free, growth, idle, mmap, operations, period, phases, recycle, stalls, sweep,
+    zeroed,
+};
 
 pub(crate) const CONTENDERS: [Contender; 2] = [Contender::Mimalloc, Contender::Deferfree];
 
@@ -15,7 +18,7 @@ pub(crate) const BENCH: Bench = Bench {
     first: operations::run,
 };
 
-const SECTIONS: [&Section; 9] = [
+const SECTIONS: [&Section; 12] = [
     &free::SECTION,
     &recycle::SECTION,
     &idle::SECTION,
@@ -24,5 +27,8 @@ const SECTIONS: [&Section; 9] = [
     &mmap::SECTION,
     &churn::SECTION,
     &growth::SECTION,
+    &zeroed::SECTION,
+    &period::SECTION,
+    &busy::SECTION,
     &sweep::SECTION,
 ];
