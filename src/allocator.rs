@@ -423,7 +423,7 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: the layout is the caller's.
             return unsafe {
                 match for_use {
-                    Use::Zeroed => self.backing.alloc_zeroed(layout),
+                    Use::Zeroed | Use::ZeroedAndWritten => self.backing.alloc_zeroed(layout),
                     Use::Plain | Use::Grown => self.backing.alloc(layout),
                 }
             };

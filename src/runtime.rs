@@ -194,7 +194,7 @@ impl<B: Backing> Runtime<B> {
         }
         match self.pending.take(class, layout.align()) {
             Taken::Fitting(block) => {
-                if for_use == Use::Zeroed {
+                if for_use.is_zeroed() {
                     // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
                     unsafe { block.as_ptr().write_bytes(0, layout.size()) };
                 }
@@ -211,10 +211,14 @@ impl<B: Backing> Runtime<B> {
     /// As `alloc`, for a huge class.
     #[cold]
     fn alloc_huge(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
-        if for_use == Use::Zeroed {
+        let mut for_use = for_use;
+        if for_use.is_zeroed() {
             // What waits is not zero. The system makes it so, for others, while the caller uses what is.
             if self.pending.len(class) > 0 {
                 self.control.hurry_huge(&self.pending);
+            }
+            if self.pending.are_written(class) {
+                for_use = Use::ZeroedAndWritten;
             }
         } else if let Some(block) = self.take_huge(class, layout, for_use) {
             return block.as_ptr();
@@ -498,7 +502,7 @@ pub(crate) unsafe fn alloc_fresh<B: Backing>(
     // SAFETY: a class's size is not 0.
     unsafe {
         match for_use {
-            Use::Zeroed => backing.alloc_zeroed(layout),
+            Use::Zeroed | Use::ZeroedAndWritten => backing.alloc_zeroed(layout),
             Use::Plain | Use::Grown => backing.alloc(layout),
         }
     }

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Some("wakes_for_each_burst") => wakes_for_each_burst_child(),
         Some("wakes_to_purge") => wakes_to_purge_child(),
         Some("purges_rarely_at_work") => purges_rarely_at_work_child(),
+        Some("purges_in_steps") => purges_in_steps_child(),
         Some("a_million_frees") => a_million_frees_child(),
         Some("flush_by_many") => flush_by_many_child(),
         Some("flush_alone") => flush_alone_child(),
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
                 ("wakes_for_each_burst", || clean("wakes_for_each_burst", "5ms")),
                 ("wakes_to_purge", wakes_to_purge),
                 ("purges_rarely_at_work", || clean("purges_rarely_at_work", "250ms")),
+                ("purges_in_steps", || clean("purges_in_steps", "250ms")),
                 ("a_million_frees", a_million_frees),
                 ("flush_by_many", || clean("flush_by_many", "3600s")),
                 ("flush_alone", || clean("flush_alone", "4ms")),
@@ -195,6 +197,16 @@ fn purges_rarely_at_work_child() {
     assert!(stats.paid_back.blocks > 100, "{stats:?}");
     // One after five seconds; some more where the machine was too busy for this thread to go on.
     assert!((1..10).contains(&stats.purges), "{stats:?}");
+}
+
+/// A fork waits for the purge that is under way: none is of a whole gigabyte.
+fn purges_in_steps_child() {
+    let blocks: Vec<_> = (0..1000).map(|_| touched(MIB)).collect();
+    let purges = GLOBAL.stats().purges;
+    drop(blocks);
+    wait_until("all is given back", || pending_blocks() == 0 && rss() < 100 * MIB);
+    let stats = GLOBAL.stats();
+    assert!(stats.purges >= purges + 1000 / 64, "{stats:?}");
 }
 
 fn wakes_to_purge() {

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         };
     }
     cases! {
-        grows_without_copying grows_on_what_waits zeroed_is_not_cleared zeroed_after_dirty shrinks becomes_ordinary
+        grows_without_copying grows_on_what_waits zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
         on_the_systems_allocator on_mimalloc
     }
@@ -137,6 +137,26 @@ fn zeroed_after_dirty() {
         table.fill(0xff);
     }
     wait_until("what waited is given back", || rss() < before + 16 * MIB);
+}
+
+/// Where the last one was written all over, the system's huge pages are behind the next one; where it was not they are
+/// not, see `zeroed_is_not_cleared`.
+fn zeroed_and_written() {
+    let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
+    if std::fs::read_to_string(setting).is_ok_and(|it| !it.contains("[madvise]")) {
+        println!("!! no huge pages for those who ask: SKIPPED");
+        return;
+    }
+    let n_faults = |bytes| {
+        let before = faults();
+        drop(marked(bytes));
+        GLOBAL.flush();
+        faults() - before
+    };
+    let first = n_faults(64 * MIB);
+    assert!(first > 16_000);
+    let second = n_faults(64 * MIB);
+    assert!(second < first / 2, "{first} page faults, then {second}");
 }
 
 /// What is cut off is given back, and what is left stays where it is.

@@ -65,6 +65,10 @@ const BURST_ROUND: Duration = Duration::from_millis(1);
 /// How often a flush tries to get at the log of a thread that is just emptying it.
 const TRIES: u32 = 20;
 
+/// Large blocks that are freed from one purge to the next where what they leave is not wanted: a fork waits for one
+/// purge, which takes some 3 ms for so much. Smaller steps break more of the system's huge pages.
+const PURGE_STEP_BYTES: usize = 64 << 20;
+
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
 
@@ -212,7 +216,7 @@ pub(crate) fn run<B: Backing>(
     delay: Duration,
     owner: usize,
 ) {
-    let mut drainer = Drainer { backing, pending, unpurged: false };
+    let mut drainer = Drainer { backing, pending, control, unpurged: false, unpurged_bytes: 0 };
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
     let round_every = mark_every.min(ROUND_MAX);
@@ -252,20 +256,23 @@ pub(crate) fn run<B: Backing>(
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
+        // Else what is freed may be wanted.
+        let in_steps = everything || purges.is_near(now, active_at, last_burst);
         let inside = if everything || make_room {
-            drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
+            drainer.drain(inside, in_steps, pending.known_classes(), |class| pending.len(class))
         } else if hurry_huge {
-            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
+            drainer
+                .drain(inside, in_steps, pending.known_huge_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
-            drainer.drain(inside, classes, |class| {
+            drainer.drain(inside, in_steps, classes, |class| {
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))
             })
         } else if now >= next_mark {
             next_mark = now + mark_every;
-            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class))
+            drainer.drain(inside, in_steps, pending.known_classes(), |class| pending.surplus(class))
         } else {
             Some(inside)
         };
@@ -299,14 +306,12 @@ pub(crate) fn run<B: Backing>(
             || everything && drainer.unpurged
         {
             let before = sys::resident_bytes();
-            backing.purge();
+            drainer.purge();
             if is_owner {
                 BURSTS.purge();
             }
             purges.note(now, active_at, [before, sys::resident_bytes()]);
-            drainer.unpurged = false;
             has_worked = false;
-            control.purges.fetch_add(1, Ordering::Relaxed);
         }
         drop(inside);
         if flushing {
@@ -353,16 +358,27 @@ impl Activity {
 struct Drainer<'a, B> {
     backing: B,
     pending: &'a Pending,
+    control: &'a Control,
     /// Something was freed that has not been purged yet.
     unpurged: bool,
+    /// The large blocks among that.
+    unpurged_bytes: usize,
 }
 
 impl<B: Backing> Drainer<'_, B> {
-    /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first; `None` when the
-    /// process exits.
+    fn purge(&mut self) {
+        self.backing.purge();
+        self.unpurged = false;
+        self.unpurged_bytes = 0;
+        self.control.purges.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first, and with `in_steps` purges as it
+    /// goes; `None` when the process exits.
     fn drain(
         &mut self,
         mut inside: Inside,
+        in_steps: bool,
         classes: impl Iterator<Item = Class>,
         n_blocks: impl Fn(Class) -> usize,
     ) -> Option<Inside> {
@@ -381,6 +397,10 @@ impl<B: Backing> Drainer<'_, B> {
                     // SAFETY: the block came out of `class`.
                     unsafe { free_for_good(self.backing, self.pending, class, block) };
                     self.unpurged = true;
+                    self.unpurged_bytes += class.bytes();
+                    if in_steps && self.unpurged_bytes >= PURGE_STEP_BYTES {
+                        self.purge();
+                    }
                     inside = inside.give_way()?;
                 }
             }
@@ -438,6 +458,7 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
     // SAFETY: the block is `class.bytes()` large, and nobody else has it.
     unsafe {
         if class.is_huge() {
+            pending.note_written(class, huge::is_written(ptr));
             pending.note_released(huge::unmap(ptr));
             return;
         }

@@ -60,8 +60,7 @@ impl Schedule {
         dirty: bool,
         resident: impl Fn() -> Option<usize>,
     ) -> bool {
-        let after_burst = last_burst.is_some_and(|burst| now - burst < REST_AFTER_BURST);
-        let at_rest = !after_burst && now - active_at >= self.rest;
+        let at_rest = is_at_rest(now, active_at, last_burst, self.rest);
         let due = if at_rest { dirty } else { now - self.since >= self.every };
         let is_over =
             |last: &Purge| if last.at_rest { now - last.at >= self.rest_min } else { due };
@@ -72,6 +71,16 @@ impl Schedule {
             self.since = now;
         }
         due
+    }
+
+    /// Whether the program is about to be at rest: what is freed now had better go back at once, in small portions.
+    pub(super) fn is_near(
+        &self,
+        now: Instant,
+        active_at: Instant,
+        last_burst: Option<Instant>,
+    ) -> bool {
+        is_at_rest(now, active_at, last_burst, self.rest / 2)
     }
 
     fn judge(&mut self, resident: Option<usize>) {
@@ -104,4 +113,14 @@ impl Schedule {
             _ => None,
         };
     }
+}
+
+fn is_at_rest(
+    now: Instant,
+    active_at: Instant,
+    last_burst: Option<Instant>,
+    rest: Duration,
+) -> bool {
+    let after_burst = last_burst.is_some_and(|burst| now - burst < REST_AFTER_BURST);
+    !after_burst && now - active_at >= rest
 }

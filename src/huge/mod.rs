@@ -48,8 +48,16 @@ pub(crate) enum Use {
     Plain,
     /// It is to be zero, and maybe most of it stays so.
     Zeroed,
+    /// It is to be zero, and the last one of its size was written all over.
+    ZeroedAndWritten,
     /// To hold what a smaller block held.
     Grown,
+}
+
+impl Use {
+    pub(crate) fn is_zeroed(self) -> bool {
+        matches!(self, Use::Zeroed | Use::ZeroedAndWritten)
+    }
 }
 
 /// Whether a block of that layout may be huge: all others need no look at their address when they are freed.
@@ -63,7 +71,7 @@ pub(crate) fn may_be(layout: Layout) -> bool {
 pub(crate) fn should_be(layout: Layout, for_use: Use) -> bool {
     let from = match for_use {
         Use::Plain => ALWAYS_BYTES,
-        Use::Zeroed => ZEROED_BYTES,
+        Use::Zeroed | Use::ZeroedAndWritten => ZEROED_BYTES,
         Use::Grown => GROWN_BYTES,
     };
     layout.size() >= from || layout.align() > MAX_ORDINARY_ALIGN
@@ -98,6 +106,21 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
         unsafe { sys::want_huge_pages(block, len) };
     }
     block
+}
+
+/// Pages of a block that are looked at to tell whether it was written all over.
+const SAMPLES: usize = 16;
+
+/// Whether most of a huge block has memory behind it, as far as a few of its pages tell.
+///
+/// # Safety
+/// `block` is a huge block.
+pub(crate) unsafe fn is_written(block: *mut u8) -> bool {
+    let stride = TABLE.len(block) / SAMPLES / sys::page_bytes() * sys::page_bytes();
+    // The last page of each part: a block that is filled from its beginning is not yet full there.
+    let mut samples = (1..=SAMPLES).map(|i| block.wrapping_add(i * stride - sys::page_bytes()));
+    // SAFETY: pages of the mapping.
+    samples.all(|page| unsafe { sys::is_resident(page) })
 }
 
 /// Gives a block back to the system, piece by piece first, see `sys`.

@@ -35,7 +35,7 @@ use crossbeam_utils::CachePadded;
 use queue::Queue;
 
 use crate::burst::BURSTS;
-use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::Released;
 
 pub(crate) use class::{COUNT as CLASSES, Class, MIN_BYTES as MIN_CLASS_BYTES};
@@ -145,6 +145,8 @@ struct Waiting {
     /// Misses since a block was last taken back.
     misses_in_a_row: AtomicU32,
     counts: Counts,
+    /// Whether the last one that was drained was written all over. Huge classes only.
+    are_written: AtomicBool,
     age: Age,
 }
 
@@ -250,6 +252,16 @@ impl Pending {
     /// Bytes and calls told to `note_released`.
     pub(crate) fn released(&self) -> (u64, u64) {
         (self.released_bytes.load(Ordering::Relaxed), self.release_calls.load(Ordering::Relaxed))
+    }
+
+    /// Notes whether a block of a huge class has been written all over.
+    pub(crate) fn note_written(&self, class: Class, is_written: bool) {
+        self.classes[class.index()].are_written.store(is_written, Ordering::Relaxed);
+    }
+
+    /// What was noted last.
+    pub(crate) fn are_written(&self, class: Class) -> bool {
+        self.classes[class.index()].are_written.load(Ordering::Relaxed)
     }
 
     pub(crate) fn counts(&self, class: Class) -> &Counts {

@@ -91,6 +91,12 @@ pub(crate) unsafe fn want_huge_pages(_ptr: *mut u8, _len: usize) {}
 /// See `sys`.
 pub(crate) unsafe fn make_ready(_ptr: *mut u8, _len: usize) {}
 
+/// # Safety
+/// None is needed: nothing is ever mapped here.
+pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
+    false
+}
+
 pub(crate) fn resident_bytes() -> Option<usize> {
     None
 }

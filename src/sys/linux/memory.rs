@@ -2,6 +2,8 @@
 
 use std::ptr;
 
+use crate::sys::unix::page_bytes;
+
 /// Maps `len` zero bytes whose pages cost nothing until they are touched; null when refused.
 pub(crate) fn map_zeroed(len: usize) -> *mut u8 {
     // SAFETY: an anonymous private mapping at an address of the kernel's choice.
@@ -73,6 +75,15 @@ pub(crate) unsafe fn make_ready(ptr: *mut u8, len: usize) {
     const MADV_POPULATE_WRITE: libc::c_int = 23;
     // SAFETY: the contents stay as they are.
     unsafe { libc::madvise(ptr.cast(), len, MADV_POPULATE_WRITE) };
+}
+
+/// # Safety
+/// `page` is the first byte of a page of a mapping.
+pub(crate) unsafe fn is_resident(page: *mut u8) -> bool {
+    let mut state = 0u8;
+    // SAFETY: a page of the caller's, and room for its state.
+    let error = unsafe { libc::mincore(page.cast(), page_bytes(), &mut state) };
+    error == 0 && state & 1 != 0
 }
 
 /// Has the system take the memory of some pages back.

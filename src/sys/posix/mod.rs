@@ -21,7 +21,15 @@ pub(super) use special::{environment, is_in_program, take_signal};
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
 
-/// Not to be had without more than one allocates.
+/// Whether huge pages would serve a block is asked for their sake alone, and they are no wish here.
+///
+/// # Safety
+/// `page` is the first byte of a page of a mapping.
+pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
+    false
+}
+
+/// The ways to ask differ from system to system.
 pub(crate) fn resident_bytes() -> Option<usize> {
     None
 }
