@@ -20,6 +20,7 @@ use crate::pending::{Class, MIN_CLASS_BYTES};
 use crate::report::{self, NotRunning};
 use crate::runtime::{Runtime, StartError, alloc_fresh};
 use crate::stats::{SizeStats, Stats};
+use crate::sync::TINY;
 use crate::sys;
 
 /// A global allocator whose large frees cost the thread that frees next to nothing.
@@ -94,7 +95,7 @@ pub struct DeferFree<B: Backing = Mimalloc> {
 /// The drainer starts when large blocks of so many bytes have been allocated. Blocks that wait make room for no others, so
 /// whoever needs only a few has memory faulted in for nothing. Commands of 15 ms whose table and text grow to 3 MiB
 /// (12 MiB in all): 1.06 x of plain mimalloc's time with a start at the first large block or at 8 MiB, 1.00 x at 16 MiB.
-const START_BYTES: usize = 16 << 20;
+const START_BYTES: usize = if TINY { 0 } else { 16 << 20 };
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
@@ -248,18 +249,17 @@ impl<B: Backing> DeferFree<B> {
             return runtime.config();
         }
         let threshold_bytes = self.read_settings();
-        let max = self.max_pending_bytes.load(Ordering::Relaxed);
+        let max = match self.max_pending_bytes.load(Ordering::Relaxed) {
+            // Where the limit cannot be told, 1 GiB waits at most.
+            BY_MEMORY_LIMIT => sys::memory_limit().unwrap_or(4 << 30) / 4,
+            set => set,
+        };
         Config {
             enabled: threshold_bytes != SWITCHED_OFF,
             threshold_bytes,
             burst: self.configured_burst(),
             delay_ms: self.delay_ms.load(Ordering::Relaxed),
-            max_pending_bytes: if max == BY_MEMORY_LIMIT {
-                // Where the limit cannot be told, 1 GiB waits at most.
-                sys::memory_limit().unwrap_or(4 << 30) / 4
-            } else {
-                max
-            },
+            max_pending_bytes: if TINY { max.min(4 << 20) } else { max },
         }
     }
 

@@ -28,10 +28,10 @@ use self::log::{Count, Log, NotWritten};
 use self::pool::Pool;
 use self::sort::Sorter;
 use crate::stats::{BurstStats, Tally};
-use crate::sync::IN_MODEL;
 use crate::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
+use crate::sync::{IN_MODEL, TINY};
 use crate::sys;
 
 /// Blocks from this size on do not go through a log: a few thousand of them would be half a gigabyte, and what their
@@ -39,10 +39,10 @@ use crate::sys;
 pub(crate) const SMALL_BYTES: usize = 16 << 10;
 
 /// A log with so many addresses is taken even if its thread goes on writing.
-const LONG_LOG: u64 = 2 << 20;
+const LONG_LOG: u64 = if TINY { 64 } else { 2 << 20 };
 
 /// Chunks that are in use when the drainer is told of a burst that it may be too fast asleep to notice.
-const CHUNKS_TO_TELL: usize = 4;
+const CHUNKS_TO_TELL: usize = if TINY { 1 } else { 4 };
 
 /// Chunks whose memory is made ready for those who are going to take them: 2 MiB, the log of a millisecond.
 const CHUNKS_AHEAD: usize = 512;
@@ -508,7 +508,7 @@ struct Logs {
     own: [Log; OWN_LOGS],
 }
 
-const OWN_LOGS: usize = if IN_MODEL { 2 } else { 8 };
+const OWN_LOGS: usize = if IN_MODEL || TINY { 2 } else { 8 };
 /// Logs are made in such pieces.
 const SLAB_BYTES: usize = 16 << 10;
 

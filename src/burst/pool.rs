@@ -2,8 +2,8 @@
 
 use std::ptr;
 
-use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{IN_MODEL, TINY};
 use crate::sys;
 
 /// Bytes of a chunk, and its alignment: an address that is a multiple of it is no slot.
@@ -17,6 +17,9 @@ pub(super) const SLOTS: usize = (CHUNK_BYTES - HEAD_BYTES) / size_of::<u32>();
 
 /// Chunks in all: room for eight million addresses in 32 MiB.
 pub(super) const CHUNKS: usize = if IN_MODEL { 128 } else { 8 << 10 };
+
+/// Of which so many may be in use.
+pub(super) const CHUNKS_IN_USE: usize = if TINY { 8 } else { CHUNKS };
 
 /// Blocks are aligned to 8 bytes, so that 32 bits reach 32 GiB far, and a million blocks take 4 MB
 /// rather than 8.
@@ -278,7 +281,7 @@ impl Pool {
     /// Takes an empty chunk, the one with the lowest index: it has been used most recently, or at
     /// least most often. `None` when all are in use.
     pub(super) fn take(&self) -> Option<u32> {
-        if self.n_used.load(Ordering::Relaxed) >= CHUNKS {
+        if self.n_used.load(Ordering::Relaxed) >= CHUNKS_IN_USE {
             return None;
         }
         self.chunks()?;

@@ -46,7 +46,7 @@ use crate::huge;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Condvar, Instant, Mutex, Parker, thread};
+use crate::sync::{Condvar, Instant, Mutex, Parker, TINY, thread};
 use crate::sys;
 
 /// The drainer's name, as `ps -L` and debuggers show it.
@@ -56,7 +56,7 @@ pub(crate) const STACK_BYTES: usize = 256 << 10;
 
 /// How long it stays awake with nothing to do, in delays, but no longer than [`LINGER_MAX`].
 const LINGER_DELAYS: u32 = 4;
-const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_MAX: Duration = Duration::from_millis(if TINY { 2 } else { 1000 });
 
 /// A thread that writes nothing down and allocates nothing for that long has gone quiet. One that goes on to allocate
 /// frees its own blocks: from here it would be in its way.
@@ -70,7 +70,7 @@ const TRIES: u32 = 20;
 const PURGE_STEP_BYTES: usize = 64 << 20;
 
 /// Longest round, however long the delay is.
-const ROUND_MAX: Duration = Duration::from_millis(250);
+const ROUND_MAX: Duration = Duration::from_millis(if TINY { 1 } else { 250 });
 
 /// What threads say to the drainer, and it to them. All zero at the start.
 #[derive(Debug, Default)]

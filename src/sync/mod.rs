@@ -21,3 +21,7 @@ pub(crate) use parker::Parker;
 /// Whether this is compiled for the models. Where a size does not matter to the code, theirs is small enough to
 /// try everything that may happen at its end.
 pub(crate) const IN_MODEL: bool = cfg!(all(test, loom));
+
+/// Whether this is compiled for a run of the tests in which limits are reached and rounds follow each other all the time,
+/// so that what happens once in a million times otherwise happens often: `--cfg deferfree_tiny`, see `tests/README.md`.
+pub(crate) const TINY: bool = cfg!(deferfree_tiny);

@@ -22,7 +22,7 @@ pub(crate) enum Choices<'a> {
 }
 
 impl Choices<'_> {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         match self {
             Choices::Seeded(state) => {
                 *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -44,7 +44,7 @@ impl Choices<'_> {
         matches!(self, Choices::Bytes(bytes) if bytes.len() < 3)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
@@ -156,6 +156,22 @@ impl<'a, B: Backing> Worker<'a, B> {
     ) -> Self {
         let threshold = heap.config().threshold_bytes;
         Worker { heap, threshold, choices, shadow, passed, held: Vec::new() }
+    }
+
+    /// What becomes of this one in a forked child: it goes on with its own blocks, and has seen no others. What the
+    /// parent's threads share may be locked for ever.
+    pub(crate) fn forked<'b>(
+        &mut self,
+        shadow: &'b Shadow,
+        passed: &'b Mutex<Vec<Block>>,
+    ) -> Worker<'b, B>
+    where
+        'a: 'b,
+    {
+        let held = std::mem::take(&mut self.held);
+        held.iter().for_each(|block| shadow.insert(block));
+        let choices = Choices::Seeded(self.choices.next());
+        Worker { heap: self.heap, threshold: self.threshold, choices, shadow, passed, held }
     }
 
     /// Whether there is nothing left to decide by.
