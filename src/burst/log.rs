@@ -193,9 +193,9 @@ impl Log {
             }
         }
         let base = Place::base_near(block);
-        if Place::of(base, block).is_none() {
+        let Some(place) = Place::of(base, block) else {
             return Err(NotWritten::OutOfReach);
-        }
+        };
         let full = self.tail.load(Ordering::Relaxed).checked_sub(1).map(|index| pool.get(index));
         if let Some(tail) = full.filter(|tail| tail.is_closed() && !cursor.is_at_end()) {
             tail.open();
@@ -216,7 +216,9 @@ impl Log {
             pool.give_back(index, 0);
             return Err(NotWritten::OverBound);
         }
-        let cursor_in_next = pool.get(index).begin(base);
+        // The block is there before the chunk is: who finds the chunk does not close it as an empty one, and
+        // writing it cannot fail.
+        let cursor_in_next = pool.get(index).begin_with(base, place, size);
         match full {
             Some(full) => {
                 self.left.add(cursor.n_before(), full.bytes());
@@ -230,11 +232,7 @@ impl Log {
             }
         }
         self.tail.store(index + 1, Ordering::Release);
-        // SAFETY: the first slot of a chunk that nobody else writes to.
-        let written = unsafe { cursor_in_next.write(block, size) };
-        // Its place was looked at above.
-        let cursor = written.ok_or(NotWritten::OutOfReach)?;
-        Ok(Entry { cursor, opened: true })
+        Ok(Entry { cursor: cursor_in_next, opened: true })
     }
 
     /// The right to take addresses out, unless somebody has it.

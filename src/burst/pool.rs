@@ -172,6 +172,14 @@ impl Chunk {
         Cursor(self.slots.as_ptr())
     }
 
+    /// As `begin`, with a first block of `size` bytes.
+    pub(super) fn begin_with(&self, base: usize, place: Place, size: usize) -> Cursor {
+        let first = self.begin(base);
+        self.bytes.store(size, Ordering::Relaxed);
+        // SAFETY: a slot in a chunk that nobody else knows.
+        unsafe { first.put(place) }
+    }
+
     /// Has the next write into this chunk fail. One that is just under way may still be done.
     pub(super) fn close(&self) {
         self.reach.store(CLOSED, Ordering::Relaxed);
