@@ -27,6 +27,8 @@ mod operations;
 #[cfg(target_os = "linux")]
 mod phases;
 #[cfg(target_os = "linux")]
+mod preempted;
+#[cfg(target_os = "linux")]
 mod recycle;
 #[cfg(target_os = "linux")]
 mod section;

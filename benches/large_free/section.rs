@@ -4,7 +4,9 @@ use crate::support::contender::Contender;
 use crate::support::programs::Program;
 use crate::support::section::Bench;
 pub(crate) use crate::support::section::{PEAK_LIMIT, Section};
-use crate::{churn, free, growth, idle, mmap, operations, phases, recycle, stalls, sweep};
+use crate::{
+    churn, free, growth, idle, mmap, operations, phases, preempted, recycle, stalls, sweep,
+};
 
 pub(crate) const CONTENDERS: [Contender; 2] = [Contender::Mimalloc, Contender::Deferfree];
 
@@ -15,7 +17,7 @@ pub(crate) const BENCH: Bench = Bench {
     first: operations::run,
 };
 
-const SECTIONS: [&Section; 9] = [
+const SECTIONS: [&Section; 10] = [
     &free::SECTION,
     &recycle::SECTION,
     &idle::SECTION,
@@ -24,5 +26,6 @@ const SECTIONS: [&Section; 9] = [
     &mmap::SECTION,
     &churn::SECTION,
     &growth::SECTION,
+    &preempted::SECTION,
     &sweep::SECTION,
 ];

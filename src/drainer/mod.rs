@@ -62,8 +62,10 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 /// frees its own blocks: from here it would be in its way.
 const BURST_ROUND: Duration = Duration::from_millis(1);
 
-/// How often a flush tries to get at the log of a thread that is just emptying it.
+/// How often a flush tries to get at the log of a thread that is just emptying it, and how soon at what a thread is in
+/// the midst of.
 const TRIES: u32 = 20;
+const RETRY: Duration = Duration::from_micros(50);
 
 /// Longest round, however long the delay is.
 const ROUND_MAX: Duration = Duration::from_millis(250);
@@ -253,19 +255,21 @@ pub(crate) fn run<B: Backing>(
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
         let inside = if everything || make_room {
-            drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
+            let len = |class| pending.len(class);
+            drainer.drain(inside, pending.known_classes(), len, everything)
         } else if hurry_huge {
-            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
+            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class), false)
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
-            drainer.drain(inside, classes, |class| {
+            let excess = |class: Class| {
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))
-            })
+            };
+            drainer.drain(inside, classes, excess, false)
         } else if now >= next_mark {
             next_mark = now + mark_every;
-            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), false)
         } else {
             Some(inside)
         };
@@ -359,18 +363,26 @@ struct Drainer<'a, B> {
 
 impl<B: Backing> Drainer<'_, B> {
     /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first; `None` when the
-    /// process exits.
+    /// process exits. With `waits` also those behind one that a thread is in the midst of putting in.
     fn drain(
         &mut self,
         mut inside: Inside,
         classes: impl Iterator<Item = Class>,
         n_blocks: impl Fn(Class) -> usize,
+        waits: bool,
     ) -> Option<Inside> {
         for class in classes {
-            for _ in 0..n_blocks(class) {
+            let mut left = n_blocks(class);
+            while left > 0 {
                 let Some(block) = self.pending.drain(class) else {
-                    break;
+                    if !waits || self.pending.len(class) == 0 {
+                        break;
+                    }
+                    thread::sleep(RETRY);
+                    inside = inside.give_way()?;
+                    continue;
                 };
+                left -= 1;
                 if class.is_huge() {
                     // Not the backing's: no fork has to wait for it.
                     drop(inside);
@@ -414,7 +426,7 @@ impl<B: Backing> Drainer<'_, B> {
                 break;
             }
             // A thread is just taking its own back.
-            thread::sleep(Duration::from_micros(50));
+            thread::sleep(RETRY);
         }
         if *is_left {
             BURSTS.make_ready();
