@@ -17,8 +17,9 @@
 //! - `lifecycle`: fork and exit
 //! - `report`: the numbers written at exit; `latency`: a histogram
 //! - `stats`, `config`: what happened, what is set
-//! - `backing`: the allocator underneath; `sync`: atomics and threads, or a model of them; `sys`: the operating
-//!   system
+//! - `backing`: the allocator underneath
+//! - `ring`: a bounded queue in which nobody waits
+//! - `sync`: atomics and threads, or a model of them; `sys`: the operating system
 //!
 //! # Words
 //!
@@ -32,8 +33,7 @@
 //! - *take back*: a thread frees what is in its log itself. *Wasted*: what a burst was that came to that.
 //! - *blind*: a thread that does not look until it allocates.
 //!
-//! Nothing that `dealloc` reaches allocates through this allocator, takes a lock, waits or panics, with the one exception
-//! that `pending` names for waiting. The clock is read twice where a burst is judged, once in 4096 frees where one is
+//! Nothing that `dealloc` reaches allocates through this allocator, takes a lock, waits or panics. The clock is read twice where a burst is judged, once in 4096 frees where one is
 //! skipped, and for each large free under `DEFERFREE_STATS=latency`. It makes a system call to wake a drainer that has
 //! gone to sleep, and where a thread has its first burst. The first burst of all starts the drainer, which locks.
 
@@ -55,6 +55,7 @@ mod latency;
 mod stats;
 mod config;
 mod backing;
+mod ring;
 mod sync;
 mod sys;
 

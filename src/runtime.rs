@@ -276,22 +276,7 @@ impl<B: Backing> Runtime<B> {
 
     /// Sees to it that blocks of `class` can wait.
     pub(crate) fn prepare(&self, class: Class) {
-        self.pending.prepare(class, |bytes| self.can_allocate(bytes));
-    }
-
-    /// Whether the allocator has `bytes` to spare right now.
-    fn can_allocate(&self, bytes: usize) -> bool {
-        let Ok(layout) = Layout::array::<u8>(bytes) else {
-            return false;
-        };
-        // SAFETY: the layout is not empty, and the block is freed as it was allocated.
-        unsafe {
-            let block = self.backing.alloc(layout);
-            if !block.is_null() {
-                self.backing.dealloc(block, layout);
-            }
-            !block.is_null()
-        }
+        self.pending.prepare(class);
     }
 
     /// Gives waiting blocks of other sizes back to the allocator, so that a program whose sizes

@@ -31,6 +31,8 @@ mod period;
 #[cfg(target_os = "linux")]
 mod phases;
 #[cfg(target_os = "linux")]
+mod preempted;
+#[cfg(target_os = "linux")]
 mod recycle;
 #[cfg(target_os = "linux")]
 mod section;

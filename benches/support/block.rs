@@ -3,6 +3,7 @@
 
 use std::alloc::{self, GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -66,6 +67,17 @@ impl Block {
             usize::from(unsafe { self.ptr.add(offset).read_volatile() })
         };
         (0..self.len).step_by(PAGE_BYTES).map(byte).sum()
+    }
+
+    pub(crate) fn into_raw(self) -> *mut u8 {
+        ManuallyDrop::new(self).as_ptr()
+    }
+
+    /// # Safety
+    /// From `into_raw` of a block of `len` bytes, once.
+    pub(crate) unsafe fn from_raw(ptr: *mut u8, len: usize) -> Self {
+        // SAFETY: a block's address is not null.
+        Self { ptr: unsafe { NonNull::new_unchecked(ptr) }, len }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {

@@ -62,8 +62,10 @@ const LINGER_MAX: Duration = Duration::from_millis(if TINY { 2 } else { 1000 });
 /// frees its own blocks: from here it would be in its way.
 const BURST_ROUND: Duration = Duration::from_millis(1);
 
-/// How often a flush tries to get at the log of a thread that is just emptying it.
+/// How often a flush tries to get at the log of a thread that is just emptying it, and how soon at what a thread is in
+/// the midst of.
 const TRIES: u32 = 20;
+const RETRY: Duration = Duration::from_micros(50);
 
 /// Large blocks that are freed from one purge to the next where what they leave is not wanted: a fork waits for one
 /// purge, which takes some 3 ms for so much. Smaller steps break more of the system's huge pages.
@@ -256,23 +258,25 @@ pub(crate) fn run<B: Backing>(
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
-        // Else what is freed may be wanted.
-        let in_steps = everything || purges.is_near(now, active_at, last_burst);
+        let how = How {
+            waits: everything,
+            purges: everything || purges.is_near(now, active_at, last_burst),
+        };
         let inside = if everything || make_room {
-            drainer.drain(inside, in_steps, pending.known_classes(), |class| pending.len(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.len(class), how)
         } else if hurry_huge {
-            drainer
-                .drain(inside, in_steps, pending.known_huge_classes(), |class| pending.len(class))
+            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class), how)
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
-            drainer.drain(inside, in_steps, classes, |class| {
+            let excess = |class: Class| {
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))
-            })
+            };
+            drainer.drain(inside, classes, excess, how)
         } else if now >= next_mark {
             next_mark = now + mark_every;
-            drainer.drain(inside, in_steps, pending.known_classes(), |class| pending.surplus(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), how)
         } else {
             Some(inside)
         };
@@ -365,6 +369,15 @@ struct Drainer<'a, B> {
     unpurged_bytes: usize,
 }
 
+/// How blocks are drained.
+#[derive(Clone, Copy)]
+struct How {
+    /// Also those behind one that a thread is in the midst of putting in.
+    waits: bool,
+    /// In steps, each of which is purged: what is freed is not going to be wanted soon.
+    purges: bool,
+}
+
 impl<B: Backing> Drainer<'_, B> {
     fn purge(&mut self) {
         self.backing.purge();
@@ -373,20 +386,26 @@ impl<B: Backing> Drainer<'_, B> {
         self.control.purges.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first, and with `in_steps` purges as it
-    /// goes; `None` when the process exits.
+    /// Frees as many blocks of each of the classes as `n_blocks` says, oldest first; `None` when the process exits.
     fn drain(
         &mut self,
         mut inside: Inside,
-        in_steps: bool,
         classes: impl Iterator<Item = Class>,
         n_blocks: impl Fn(Class) -> usize,
+        how: How,
     ) -> Option<Inside> {
         for class in classes {
-            for _ in 0..n_blocks(class) {
+            let mut left = n_blocks(class);
+            while left > 0 {
                 let Some(block) = self.pending.drain(class) else {
-                    break;
+                    if !how.waits || self.pending.len(class) == 0 {
+                        break;
+                    }
+                    thread::sleep(RETRY);
+                    inside = inside.give_way()?;
+                    continue;
                 };
+                left -= 1;
                 if class.is_huge() {
                     // Not the backing's: no fork has to wait for it.
                     drop(inside);
@@ -398,7 +417,7 @@ impl<B: Backing> Drainer<'_, B> {
                     unsafe { free_for_good(self.backing, self.pending, class, block) };
                     self.unpurged = true;
                     self.unpurged_bytes += class.bytes();
-                    if in_steps && self.unpurged_bytes >= PURGE_STEP_BYTES {
+                    if how.purges && self.unpurged_bytes >= PURGE_STEP_BYTES {
                         self.purge();
                     }
                     inside = inside.give_way()?;
@@ -434,7 +453,7 @@ impl<B: Backing> Drainer<'_, B> {
                 break;
             }
             // A thread is just taking its own back.
-            thread::sleep(Duration::from_micros(50));
+            thread::sleep(RETRY);
         }
         if *is_left {
             BURSTS.make_ready();

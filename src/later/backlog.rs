@@ -4,44 +4,58 @@
 //! has not been looked at for long costs it a cache miss and an address translation. The small queue
 //! lies in one or two pages, and comes round to the same slots soon.
 //!
-//! Building a queue writes every slot of it. The large one would cost whoever hands over the first
-//! value a millisecond of page faults, so that is done by the dropper before anything else.
+//! The first touch of the large one's pages would cost whoever hands over the first values a page fault for
+//! each 64 of them, so the dropper touches them before anything else.
 
-use std::hint;
+use std::alloc::{Layout, alloc_zeroed};
 use std::sync::OnceLock;
 
-use super::value::{SLOT_BYTES, Value};
+use super::value::Value;
+use crate::ring::Ring;
+use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{ArrayQueue, IN_MODEL};
 
 /// 4 KiB.
-const SMALL_SLOTS: usize = if IN_MODEL { 1 } else { 64 };
+const SMALL_SLOTS: usize = if IN_MODEL { 2 } else { 64 };
 /// 1 MiB.
 pub(super) const LARGE_SLOTS: usize = if IN_MODEL { 8 } else { 16 << 10 };
 
+/// The smallest there are.
+const PAGE_BYTES: usize = 4096;
+
+type Large = Ring<Value, LARGE_SLOTS>;
+
 /// Values in no particular order. Any thread puts in, one takes out.
+// In this order, so that what each hand-off touches lies together, the slots last.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Backlog {
-    small: ArrayQueue<Value>,
-    /// Empty until it is built.
-    large: OnceLock<ArrayQueue<Value>>,
+    /// Empty until it is there.
+    large: OnceLock<Box<Large>>,
     /// The small queue was full a moment ago, so do not try it. A hint: nothing depends on it.
     burst: AtomicBool,
+    small: Ring<Value, SMALL_SLOTS>,
 }
 
 impl Backlog {
-    /// `None` when there is no memory for it.
-    pub(super) fn new() -> Option<Self> {
-        let small = queue(SMALL_SLOTS)?;
-        Some(Backlog { small, large: OnceLock::new(), burst: AtomicBool::new(false) })
+    pub(super) const fn new() -> Self {
+        Backlog { large: OnceLock::new(), burst: AtomicBool::new(false), small: Ring::new() }
     }
 
-    /// Builds the large queue; to be called once. Without memory for it the small one has to do.
+    /// Makes the large queue; to be called once. Without memory for it the small one has to do.
     pub(super) fn widen(&self) {
-        if let Some(queue) = queue(LARGE_SLOTS) {
-            let set = self.large.set(queue);
-            debug_assert!(set.is_ok(), "widened twice");
+        // SAFETY: the layout is not empty.
+        let block = unsafe { alloc_zeroed(Layout::new::<Large>()) };
+        if block.is_null() {
+            return;
         }
+        for offset in (0..size_of::<Large>()).step_by(PAGE_BYTES) {
+            // SAFETY: within the block.
+            unsafe { block.add(offset).write_volatile(0) };
+        }
+        // SAFETY: allocated as a box is, and zeros are a valid ring.
+        let set = self.large.set(unsafe { Box::from_raw(block.cast()) });
+        debug_assert!(set.is_ok(), "widened twice");
     }
 
     /// Gives the value back when both queues are full.
@@ -66,11 +80,10 @@ impl Backlog {
         large.push(value)
     }
 
-    /// Takes out everything that is in when this begins, until `take` says stop; returns how many
-    /// values that were.
-    pub(super) fn drain(&self, mut take: impl FnMut(Value) -> Next) -> usize {
+    /// Takes out everything that is in when this begins, until `take` says stop.
+    pub(super) fn drain(&self, mut take: impl FnMut(Value) -> Next) -> Drained {
         let n_small = self.small.len();
-        let n_large = self.large.get().map_or(0, ArrayQueue::len);
+        let n_large = self.large.get().map_or(0, |large| large.len());
         if n_large > 0 {
             self.burst.store(false, Ordering::Relaxed);
         }
@@ -83,21 +96,20 @@ impl Backlog {
                 break;
             }
         }
-        n_taken
+        Drained { n_taken, is_all: n_taken == n_small + n_large }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Drained {
+    pub(super) n_taken: usize,
+    /// False also where a thread is in the midst of putting a value in, with others behind it.
+    pub(super) is_all: bool,
 }
 
 pub(super) enum Next {
     Continue,
     Stop,
-}
-
-fn queue(n_slots: usize) -> Option<ArrayQueue<Value>> {
-    let mut block = Vec::<u8>::new();
-    block.try_reserve_exact(n_slots * SLOT_BYTES).ok()?;
-    // Seen by somebody, or the compiler may leave the attempt out.
-    drop(hint::black_box(block));
-    Some(ArrayQueue::new(n_slots))
 }
 
 #[cfg(test)]
@@ -106,20 +118,21 @@ mod tests {
 
     #[test]
     fn bounded_and_complete() {
-        let backlog = Backlog::new().unwrap();
+        let backlog = Backlog::new();
         let put = || backlog.put(Value::new(Box::new(1))).is_ok();
         assert_eq!((0..2 * SMALL_SLOTS).filter(|_| put()).count(), SMALL_SLOTS);
         backlog.widen();
         assert_eq!((0..2 * LARGE_SLOTS).filter(|_| put()).count(), LARGE_SLOTS);
         const LEFT: usize = LARGE_SLOTS / 4;
         let mut n_left = SMALL_SLOTS + LARGE_SLOTS;
-        let n_taken = backlog.drain(|_| {
+        let drained = backlog.drain(|_| {
             n_left -= 1;
             if n_left == LEFT { Next::Stop } else { Next::Continue }
         });
-        assert_eq!(n_taken, SMALL_SLOTS + LARGE_SLOTS - LEFT);
-        assert_eq!(backlog.drain(|_| Next::Continue), LEFT);
-        assert_eq!(backlog.drain(|_| Next::Continue), 0);
+        assert_eq!(drained, Drained { n_taken: SMALL_SLOTS + LARGE_SLOTS - LEFT, is_all: false });
+        let drain = || backlog.drain(|_| Next::Continue);
+        assert_eq!(drain(), Drained { n_taken: LEFT, is_all: true });
+        assert_eq!(drain(), Drained { n_taken: 0, is_all: true });
         assert!(put() && backlog.large.get().unwrap().is_empty(), "the small queue is used again");
     }
 }

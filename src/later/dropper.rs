@@ -39,7 +39,8 @@
 //! F4  waits for flush.done >= ticket
 //! ```
 //!
-//! F2 (Release) and R1 (Acquire): a dropper that reads the ticket counts the values of F1. R3
+//! F2 (Release) and R1 (Acquire): a dropper that reads the ticket counts the values of F1. It may not get at them, if a
+//! thread is in the midst of putting in another in front of them; then R3 is left to a later round. R3
 //! (Release) and F4 (Acquire): the values' drops have ended for the one who waited for them. A dropper
 //! about to park at F3 finds the unpark and looks at R1 once more.
 //!
@@ -65,7 +66,7 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use super::backlog::{Backlog, LARGE_SLOTS, Next};
+use super::backlog::{Backlog, Drained, LARGE_SLOTS, Next};
 use super::value::{SLOT_BYTES, Value};
 use crate::lifecycle::{self, Failure, OfGeneration};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -106,17 +107,17 @@ thread_local! {
 /// What callers and the dropper share. Once it runs it is never freed: any thread may hold on to it.
 ///
 /// A caller waits for little else than for cache lines and address translations. So this lies within
-/// one page, and what both sides change apart from what they only read.
+/// one page, but for most of the slots at its end, and what both sides change apart from what they only read.
 #[derive(Debug)]
-#[repr(align(2048))]
+#[repr(C, align(2048))]
 pub(super) struct Dropper {
     /// Of the process that started it.
     generation: u32,
-    backlog: Backlog,
     thread: OnceLock<Thread>,
     /// Weight of the values that wait, and [`ASLEEP`].
     waiting: CachePadded<AtomicUsize>,
     flush: CachePadded<Flush>,
+    backlog: Backlog,
 }
 
 /// Why there is none.
@@ -171,15 +172,13 @@ impl Dropper {
     pub(super) fn start() -> Result<&'static Dropper, StartError> {
         // A box that does not abort where there is no memory for it.
         let mut block = Vec::new();
-        let (Ok(()), Some(backlog)) = (block.try_reserve_exact(1), Backlog::new()) else {
-            return Err(StartError::Memory);
-        };
+        block.try_reserve_exact(1).map_err(|_| StartError::Memory)?;
         block.push(Dropper {
             generation: lifecycle::generation(),
-            backlog,
             thread: OnceLock::new(),
             waiting: CachePadded::default(),
             flush: CachePadded::default(),
+            backlog: Backlog::new(),
         });
         let dropper = Box::into_raw(block.into_boxed_slice()).cast::<Dropper>();
         // SAFETY: not freed any more, but below if there is no thread that could use it.
@@ -288,16 +287,19 @@ impl Dropper {
             // R2. Looking at the queues takes their cache lines from the callers: not each time.
             let any = self.waiting.load(Ordering::Relaxed) != 0
                 || flush != self.flush.done.load(Ordering::Relaxed);
-            let n_dropped = if any { self.drop_round() } else { 0 };
+            let Drained { n_taken, is_all } =
+                if any { self.drop_round() } else { Drained { n_taken: 0, is_all: true } };
             if !self.is_current() {
                 return;
             }
             if lifecycle::exiting() {
                 park_for_ever();
             }
-            // R3
-            self.publish_flushed(flush);
-            if n_dropped > 0 {
+            // R3. Not where values of before may be left: they weigh, so that another round comes.
+            if is_all {
+                self.publish_flushed(flush);
+            }
+            if n_taken > 0 {
                 idle_since = Instant::now();
                 continue;
             }
@@ -319,11 +321,11 @@ impl Dropper {
         self.waiting.compare_exchange(0, ASLEEP, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Drops what waits now; returns how many values that were.
-    fn drop_round(&self) -> usize {
+    /// Drops what waits now.
+    fn drop_round(&self) -> Drained {
         let mut n_portion = 0;
         let mut portion_bytes = 0;
-        let n_dropped = self.backlog.drain(|value| {
+        let drained = self.backlog.drain(|value| {
             portion_bytes += value.weight();
             n_portion += 1;
             drop_caught(value);
@@ -334,7 +336,7 @@ impl Dropper {
             if self.is_current() && !lifecycle::exiting() { Next::Continue } else { Next::Stop }
         });
         self.waiting.fetch_sub(portion_bytes, Ordering::Relaxed);
-        n_dropped
+        drained
     }
 
     fn publish_flushed(&self, flush: u64) {

@@ -6,7 +6,7 @@ use std::ptr;
 use super::dropper::Dropper;
 use super::value::Value;
 use crate::lifecycle::models::as_forked_child;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::check;
 use crate::sync::thread::{self, Thread};
 
@@ -17,7 +17,8 @@ struct Noted(Thread);
 
 impl Drop for Noted {
     fn drop(&mut self) {
-        N_DROPPED.fetch_add(1, Ordering::Relaxed);
+        // Release pairs with the Acquire in `wait_for`.
+        N_DROPPED.fetch_add(1, Ordering::Release);
         self.0.unpark();
     }
 }
@@ -49,8 +50,9 @@ fn start() -> &'static Dropper {
     dropper
 }
 
+/// Also until the caller sees their slots free: `Forks`, which comes next, must find room.
 fn wait_for(n_dropped: usize) {
-    while N_DROPPED.load(Ordering::Relaxed) < n_dropped {
+    while N_DROPPED.load(Ordering::Acquire) < n_dropped {
         thread::park();
     }
 }
@@ -60,7 +62,7 @@ fn wait_for(n_dropped: usize) {
 /// Seen to fail where H3 wakes nobody, where H1 comes after H2, and where D2 does not look for 0.
 #[test]
 fn a_value_wakes_the_dropper() {
-    check(Some(3), 24, || {
+    check(Some(3), 40, || {
         let dropper = start();
         for n in 1..=2 {
             hand_over(dropper, Noted(thread::current()));
@@ -75,7 +77,7 @@ fn a_value_wakes_the_dropper() {
 /// Seen to fail as above.
 #[test]
 fn values_of_two_threads_wake_the_dropper() {
-    check(Some(2), 24, || {
+    check(Some(2), 40, || {
         let dropper = start();
         let this = thread::current();
         let other = thread::spawn({
@@ -93,7 +95,7 @@ fn values_of_two_threads_wake_the_dropper() {
 /// take the lock.
 #[test]
 fn a_flush_waits_for_what_came_before() {
-    check(Some(2), 24, || {
+    check(Some(2), 40, || {
         let dropper = start();
         let this = thread::current();
         let other = thread::spawn({
@@ -107,6 +109,31 @@ fn a_flush_waits_for_what_came_before() {
         assert!(dropper.flush(None));
         other.join();
         assert_eq!(N_DROPPED.load(Ordering::Relaxed), 1);
+        hand_over(dropper, Forks);
+    });
+}
+
+/// Another thread may be in the midst of putting a value in, in front of that which is flushed.
+///
+/// Seen to fail where a round that did not get at all values counts as one that did.
+#[test]
+fn a_flush_waits_for_what_is_behind_another() {
+    static IS_DROPPED: AtomicBool = AtomicBool::new(false);
+    struct Mine;
+    impl Drop for Mine {
+        fn drop(&mut self) {
+            IS_DROPPED.store(true, Ordering::Relaxed);
+        }
+    }
+    check(Some(1), 40, || {
+        let dropper = start();
+        let this = thread::current();
+        let other = thread::spawn(move || hand_over(dropper, Noted(this)));
+        hand_over(dropper, Mine);
+        assert!(dropper.flush(None));
+        assert!(IS_DROPPED.load(Ordering::Relaxed));
+        other.join();
+        wait_for(1);
         hand_over(dropper, Forks);
     });
 }

@@ -3,12 +3,8 @@
 //!
 //! Each class has one slot for the block freed last, which is the warm one and the first to be taken
 //! back, and behind it a bounded queue. Nothing here frees a block or wakes a thread: what leaves is
-//! handed to the caller.
-//!
-//! Nobody waits for anybody, with one exception that comes with `ArrayQueue`: a thread that is
-//! preempted in the few instructions between claiming a slot and being done with it holds up those
-//! who come to that slot: an allocation that takes from the queue, or a free once the queue has gone
-//! all the way round.
+//! handed to the caller. Nobody waits for anybody: see `ring` for what becomes of a thread that is preempted
+//! in the midst of it.
 //!
 //! # Age
 //!
@@ -181,14 +177,6 @@ pub(crate) struct Counts {
     pub(crate) missed: AtomicU64,
 }
 
-impl Counts {
-    /// Blocks that the program holds now, by and large: those from before the start are not counted.
-    fn live(&self) -> usize {
-        let allocated = self.missed.load(Ordering::Relaxed) + self.reused.load(Ordering::Relaxed);
-        allocated.saturating_sub(self.handed_over.load(Ordering::Relaxed)) as usize
-    }
-}
-
 impl Pending {
     /// To be called once, before anybody else knows of `self`.
     pub(crate) fn set_up(&self, max_bytes: usize, generation: u32) {
@@ -268,15 +256,14 @@ impl Pending {
         &self.classes[class.index()].counts
     }
 
-    /// Makes room for as many blocks of `class` as the program has now. `afford` says whether that
-    /// many bytes can be had.
+    /// Makes room for blocks of `class`.
     #[inline]
-    pub(crate) fn prepare(&self, class: Class, afford: impl FnOnce(usize) -> bool) {
+    pub(crate) fn prepare(&self, class: Class) {
         let waiting = &*self.classes[class.index()];
-        if waiting.queue.wants_tier(waiting.counts.live()) {
+        if !waiting.queue.is_mapped() {
             // Known first: the drainer looks for blocks in the classes that are.
             self.make_known(class);
-            waiting.queue.build_tier(afford);
+            waiting.queue.map();
         }
     }
 
@@ -352,12 +339,12 @@ impl Pending {
     #[inline]
     pub(crate) fn put(&self, class: Class, block: Block) -> Result<Kept, Refused> {
         let waiting = &*self.classes[class.index()];
-        let is_built = waiting.queue.is_built();
-        if !is_built && !self.is_known(class) {
+        let is_mapped = waiting.queue.is_mapped();
+        if !is_mapped && !self.is_known(class) {
             return Err(Refused::Unknown(block));
         }
         waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
-        if !is_built {
+        if !is_mapped {
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Queue(block));
         }
@@ -383,6 +370,13 @@ impl Pending {
         } else {
             Kept::Normal
         })
+    }
+
+    /// A free that has stopped in the middle; it goes on with the block when it is called.
+    #[cfg(all(test, loom))]
+    pub(crate) fn begin_to_put(&self, class: Class) -> impl FnOnce(Block) {
+        assert!(self.backlog.reserve(class.bytes()).is_some());
+        self.classes[class.index()].queue.begin_to_push()
     }
 
     /// Takes back a block of `class`, the one freed last if possible.
@@ -488,19 +482,19 @@ impl Pending {
         waiting.age.surplus(mark, waiting.counts.missed.load(Ordering::Relaxed))
     }
 
-    /// Number of blocks of `class` that wait, exact when nobody else is at it.
+    /// Number of blocks of `class` that wait or are just being put in, exact when nobody else is at it.
     pub(crate) fn len(&self, class: Class) -> usize {
         self.classes[class.index()].len()
     }
 
-    /// Frees the queues themselves, whose blocks must have been taken out.
+    /// Unmaps the queues themselves, whose blocks must have been taken out.
     ///
     /// # Safety
     /// Nobody else uses `self`, now or later.
     pub(crate) unsafe fn destroy(&self) {
         for class in self.known_classes() {
             // SAFETY: the caller is the only user.
-            unsafe { self.classes[class.index()].queue.destroy() };
+            unsafe { self.classes[class.index()].queue.unmap() };
         }
     }
 }

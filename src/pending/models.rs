@@ -77,7 +77,7 @@ fn each_block_once(preemptions: usize, max_blocks: usize) {
     let pending = pending();
     check(Some(preemptions), 64, move || {
         pending.set_up(max_blocks * class().bytes(), 0);
-        pending.prepare(class(), |_| true);
+        pending.prepare(class());
         let blocks = Blocks::new(3);
         let [first, second] = [blocks.clone(), blocks.clone()];
         let putter = thread::spawn(move || [put(pending, &first, 0), put(pending, &first, 1)]);

@@ -11,7 +11,7 @@ use crate::burst::{BURSTS, Written, local};
 use crate::config::Config;
 use crate::drainer;
 use crate::huge::Use;
-use crate::pending::Class;
+use crate::pending::{Block, Class};
 use crate::sync::check;
 use crate::sync::thread::{self, JoinHandle, Thread};
 
@@ -72,6 +72,10 @@ struct Running {
 
 impl Running {
     fn start() -> Running {
+        Running::with_room_for(2)
+    }
+
+    fn with_room_for(n_blocks: usize) -> Running {
         LIVE.with_borrow_mut(BTreeSet::clear);
         N_PURGES.set(0);
         WATCHER.set(Some(thread::current()));
@@ -81,7 +85,7 @@ impl Running {
             burst: Some(0),
             // Everything that waits is freed in each round.
             delay_ms: 0,
-            max_pending_bytes: 2 * class().bytes(),
+            max_pending_bytes: n_blocks * class().bytes(),
         };
         let runtime = ModelRuntime::build(Addresses, config, 0).unwrap();
         let owner = runtime.addr().get();
@@ -186,6 +190,26 @@ fn each_flush_is_heard() {
         let block = alloc(runtime);
         let other = thread::spawn(move || free_and_flush(runtime, block));
         runtime.flush();
+        other.join();
+        running.end();
+    });
+}
+
+/// A thread that is in the midst of putting a block in holds up what comes behind it, and so a flush.
+///
+/// Seen to fail where the drainer does not wait for that thread.
+#[test]
+fn a_flush_frees_what_is_behind_another() {
+    check(Some(1), 96, || {
+        let running = Running::with_room_for(3);
+        let runtime = running.get();
+        let [another, mine, last] = [(); 3].map(|()| alloc(runtime));
+        let put = runtime.pending.begin_to_put(class());
+        // SAFETY: `alloc` made it.
+        let other = thread::spawn(move || put(unsafe { Block::new(another) }));
+        free(runtime, mine);
+        free_and_flush(runtime, last);
+        assert!(!is_live(mine));
         other.join();
         running.end();
     });

@@ -16,10 +16,9 @@
 //! - loom lets a store slip in between the two halves of another thread's read-modify-write that changes
 //!   nothing, such as a `swap` that loses. Where that matters the code has `compare_exchange`, which does not
 //!   store then.
-//! - a queue is a lock around a `VecDeque`: what `crossbeam` does inside is not tried out.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::rc::Rc;
@@ -40,10 +39,15 @@ type Raw = loom::sync::atomic::AtomicU64;
 struct Execution {
     atomics: HashMap<usize, Rc<Raw>>,
     unused: Vec<Rc<Raw>>,
+    contents: HashMap<usize, Rc<Plain>>,
+    unused_contents: Vec<Rc<Plain>>,
     parkers: HashMap<loom::thread::ThreadId, thread::Thread>,
     /// The kernel's lock and sleepers, one of each for all futexes.
     futex: Rc<(Mutex<()>, Condvar)>,
 }
+
+/// Slots of the queues that one model comes to, at most.
+const N_CONTENTS: usize = 10;
 
 /// Tries every execution of `model` with at most `preemptions` places at which a thread is interrupted that could
 /// go on, or all without a number. `n_atomics` are as many as it uses, at least.
@@ -64,8 +68,14 @@ pub(crate) fn check(
         // Made here, before there is another thread.
         let unused = (0..n_atomics).map(|_| Rc::new(Raw::new(0))).collect();
         let futex = Rc::new((Mutex::new(()), Condvar::new()));
-        let execution =
-            Execution { atomics: HashMap::new(), unused, parkers: HashMap::new(), futex };
+        let execution = Execution {
+            atomics: HashMap::new(),
+            unused,
+            contents: HashMap::new(),
+            unused_contents: (0..N_CONTENTS).map(|_| Rc::new(Plain::new())).collect(),
+            parkers: HashMap::new(),
+            futex,
+        };
         EXECUTION.set(Some(execution));
         HOURS.set(0);
         model();
@@ -525,6 +535,51 @@ impl Plain {
     }
 }
 
+/// What lies in memory and is not atomic: `Plain` where it is looked at.
+#[repr(transparent)]
+pub(crate) struct Contents<T>(std::cell::UnsafeCell<T>);
+
+impl<T> Contents<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Contents(std::cell::UnsafeCell::new(value))
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+
+    /// # Safety
+    /// As for `ptr::read`, and no other thread is at it.
+    #[track_caller]
+    pub(crate) unsafe fn read(&self) -> T {
+        self.look(Plain::read);
+        // SAFETY: the caller's word.
+        unsafe { self.0.get().read() }
+    }
+
+    /// # Safety
+    /// No other thread is at it.
+    #[track_caller]
+    pub(crate) unsafe fn write(&self, value: T) {
+        self.look(Plain::write);
+        // SAFETY: the caller's word.
+        unsafe { self.0.get().write(value) };
+    }
+
+    #[track_caller]
+    fn look(&self, look: impl FnOnce(&Plain)) {
+        let plain = EXECUTION.with_borrow_mut(|execution| {
+            let execution = execution.as_mut()?;
+            let unused = &mut execution.unused_contents;
+            let new = || unused.pop().expect("the model uses more slots of queues than there are");
+            Some(execution.contents.entry(self.0.get().addr()).or_insert_with(new).clone())
+        });
+        if let Some(plain) = plain {
+            look(&plain);
+        }
+    }
+}
+
 /// A time of the model's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Instant(Duration);
@@ -562,39 +617,5 @@ impl Sub for Instant {
 
     fn sub(self, earlier: Instant) -> Duration {
         self.0 - earlier.0
-    }
-}
-
-/// In place of `crossbeam`'s.
-#[derive(Debug)]
-pub(crate) struct ArrayQueue<T> {
-    values: Mutex<VecDeque<T>>,
-    n_slots: usize,
-}
-
-impl<T> ArrayQueue<T> {
-    pub(crate) fn new(n_slots: usize) -> ArrayQueue<T> {
-        ArrayQueue { values: Mutex::new(VecDeque::new()), n_slots }
-    }
-
-    pub(crate) fn push(&self, value: T) -> Result<(), T> {
-        let mut values = self.values.lock().unwrap();
-        if values.len() == self.n_slots {
-            return Err(value);
-        }
-        values.push_back(value);
-        Ok(())
-    }
-
-    pub(crate) fn pop(&self) -> Option<T> {
-        self.values.lock().unwrap().pop_front()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.values.lock().unwrap().len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
