@@ -14,17 +14,12 @@ pub(crate) use super::unix::{
 pub(crate) use memory::*;
 pub(crate) use special::{
     be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_limit, name_thread,
-    thread_cpu_clock, thread_cpu_ns,
+    resident_bytes, thread_cpu_clock, thread_cpu_ns,
 };
 pub(super) use special::{environment, is_in_program, take_signal};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
-
-/// Not to be had without more than one allocates.
-pub(crate) fn resident_bytes() -> Option<usize> {
-    None
-}
 
 /// Whether the machine has one CPU.
 pub(crate) fn has_one_cpu() -> bool {
