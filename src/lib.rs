@@ -1,4 +1,5 @@
 //! [migrating]: _migrating
+//! [platforms]: _platforms
 //!
 #![doc = include_str!("../README.md")]
 //!
@@ -62,6 +63,10 @@ mod sys;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/migrating.md")]
 pub mod _migrating {}
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/platforms.md")]
+pub mod _platforms {}
 
 pub use allocator::DeferFree;
 pub use backing::{Backing, Mimalloc};

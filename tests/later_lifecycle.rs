@@ -525,7 +525,10 @@ fn first_use_while_exiting() {
         unsafe { libc::atexit(at_exit) };
     });
     if let Some(ended) = ended {
-        assert_eq!(ended.stderr, "");
+        // Rust 1.85 cannot start a thread there, and says so in its own words before the crate does in its.
+        let said = &ended.stderr;
+        let panicked = said.contains("cannot access a Thread Local Storage value");
+        assert!(said.is_empty() || panicked && !said.contains("not dropped"), "{said}");
     }
 }
 

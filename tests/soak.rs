@@ -1,7 +1,6 @@
 //! The example `soak` for some seconds.
 //!
 //! Seen to fail: with an odd number of bytes reserved for small blocks.
-#![cfg(any(target_os = "linux", windows))]
 
 // Its `main` is not used.
 #[allow(dead_code)]

@@ -698,12 +698,12 @@ mod tests {
             emptying.last_written(&pool, writer.cursor, n, |block| shown.push(block.addr()));
             shown
         };
-        assert_eq!(last(&writer, 3), []);
+        assert_eq!(last(&writer, 3), [0usize; 0]);
         (0..5).for_each(|i| _ = writer.write(block(i), 1));
         assert_eq!(last(&writer, 3), addresses(2..5));
         assert_eq!(last(&writer, 10), addresses(0..5));
         empty(&log, &pool);
-        assert_eq!(last(&writer, 10), []);
+        assert_eq!(last(&writer, 10), [0usize; 0]);
         (5..8).for_each(|i| _ = writer.write(block(i), 1));
         assert_eq!(last(&writer, 10), addresses(5..8));
     }

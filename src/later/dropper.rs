@@ -184,11 +184,16 @@ impl Dropper {
         // SAFETY: not freed any more, but below if there is no thread that could use it.
         let this: &'static Dropper = unsafe { &*dropper };
         let signals = sys::SignalsBlocked::new();
-        let started = thread::Builder::new()
-            .name(THREAD_NAME.to_owned())
-            // With a size given, no environment variable is read for it.
-            .stack_size(STACK_BYTES)
-            .spawn(move || this.run());
+        let start = || {
+            thread::Builder::new()
+                .name(THREAD_NAME.to_owned())
+                // With a size given, no environment variable is read for it.
+                .stack_size(STACK_BYTES)
+                .spawn(move || this.run())
+        };
+        // Rust 1.85 panics when a thread is started in an exit handler: a thread-local variable of its own is gone.
+        let started = panic::catch_unwind(AssertUnwindSafe(start))
+            .unwrap_or_else(|_| Err(io::ErrorKind::Unsupported.into()));
         drop(signals);
         match started {
             Ok(thread) => {

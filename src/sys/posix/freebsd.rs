@@ -26,6 +26,11 @@ pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
     false
 }
 
+/// Not to be had without more than one allocates.
+pub(crate) fn resident_bytes() -> Option<usize> {
+    None
+}
+
 pub(crate) fn memory_limit() -> Option<usize> {
     machine_bytes()
 }

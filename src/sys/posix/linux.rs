@@ -14,6 +14,11 @@ pub(in crate::sys) use program::{environment, is_in_program};
 
 pub(super) const RELEASE: libc::c_int = libc::MADV_DONTNEED;
 
+/// Not to be had without more than one allocates.
+pub(crate) fn resident_bytes() -> Option<usize> {
+    None
+}
+
 pub(crate) fn memory_limit() -> Option<usize> {
     machine_bytes()
 }

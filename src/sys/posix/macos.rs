@@ -20,6 +20,29 @@ pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
     false
 }
 
+pub(crate) fn resident_bytes() -> Option<usize> {
+    const WORDS: u32 =
+        (size_of::<libc::mach_task_basic_info>() / size_of::<libc::integer_t>()) as u32;
+    let mut info = MaybeUninit::<libc::mach_task_basic_info>::uninit();
+    let mut n_words = WORDS;
+    // SAFETY: the process itself, and room for so many words, all of which are written on success.
+    unsafe {
+        let error = libc::task_info(
+            mach_task_self_,
+            libc::MACH_TASK_BASIC_INFO,
+            info.as_mut_ptr().cast(),
+            &mut n_words,
+        );
+        let known = error == libc::KERN_SUCCESS && n_words == WORDS;
+        known.then(|| info.assume_init_ref().resident_size as usize)
+    }
+}
+
+unsafe extern "C" {
+    /// The process itself, as mach/mach_init.h has it. (In the `libc` crate it is on its way out.)
+    static mach_task_self_: libc::mach_port_t;
+}
+
 pub(crate) fn memory_limit() -> Option<usize> {
     let mut bytes = 0u64;
     let mut size = size_of_val(&bytes);

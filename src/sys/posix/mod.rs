@@ -14,7 +14,7 @@ pub(crate) use super::unix::{
 pub(crate) use memory::*;
 pub(crate) use special::{
     be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_limit, name_thread,
-    thread_cpu_clock, thread_cpu_ns,
+    resident_bytes, thread_cpu_clock, thread_cpu_ns,
 };
 pub(super) use special::{environment, is_in_program, take_signal};
 
@@ -27,11 +27,6 @@ pub(crate) const CAN_DEFER: bool = true;
 /// `page` is the first byte of a page of a mapping.
 pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
-}
-
-/// The ways to ask differ from system to system.
-pub(crate) fn resident_bytes() -> Option<usize> {
-    None
 }
 
 /// Whether the machine has one CPU.

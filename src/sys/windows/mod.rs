@@ -24,6 +24,7 @@ use windows_sys::Win32::System::LibraryLoader::{
     GetModuleHandleW,
 };
 use windows_sys::Win32::System::Performance::{QueryPerformanceCounter, QueryPerformanceFrequency};
+use windows_sys::Win32::System::ProcessStatus::{K32GetProcessMemoryInfo, PROCESS_MEMORY_COUNTERS};
 use windows_sys::Win32::System::SystemInformation::{
     GetSystemInfo, GlobalMemoryStatusEx, MEMORYSTATUSEX, SYSTEM_INFO,
 };
@@ -52,6 +53,23 @@ fn system() -> SYSTEM_INFO {
 
 pub(crate) fn page_bytes() -> usize {
     system().dwPageSize as usize
+}
+
+/// Whether huge pages would serve a block is asked for their sake alone, and they are no wish here.
+///
+/// # Safety
+/// `page` is the first byte of a page of a mapping.
+pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
+    false
+}
+
+/// The working set.
+pub(crate) fn resident_bytes() -> Option<usize> {
+    let mut counters = PROCESS_MEMORY_COUNTERS::default();
+    let size = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;
+    // SAFETY: the process itself, and a live structure of that size.
+    let known = unsafe { K32GetProcessMemoryInfo(GetCurrentProcess(), &mut counters, size) };
+    (known != 0).then_some(counters.WorkingSetSize)
 }
 
 /// What the job that this process is in says, if it is in one.

@@ -1,0 +1,359 @@
+//! Which bursts are deferred: none where frees and allocations take turns, those of blocks that cost something to
+//! touch, and, of these, not the ones after which the thread wanted the memory at once.
+//!
+//! The blocks are addresses of which the test says what it costs to touch them, and the drainer is held up where it
+//! must not be faster than the thread. Each case in a child process under a watchdog.
+//!
+//! Seen to fail:
+
+use crate::common;
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use common::addresses::Addresses;
+use common::{drainers, run_child, wait_until};
+use deferfree::{BurstStats, DeferFree};
+
+type Heap = DeferFree<&'static Addresses>;
+
+pub(crate) fn main() -> ExitCode {
+    match common::child_case().as_deref() {
+        None => {
+            return common::run(&[
+                ("pairs", || run("pairs", "128")),
+                ("cold", || run("cold", "128")),
+                ("hot", || run("hot", "128")),
+                ("turns_cold", || run("turns_cold", "128")),
+                ("allocations_now_and_then", || run("allocations_now_and_then", "128")),
+                ("pairs_inside_a_burst", || run("pairs_inside_a_burst", "128")),
+                ("at_work_now_and_then", || run("at_work_now_and_then", "128")),
+                ("taken_back", || run("taken_back", "128")),
+                ("wanted_while_drained", || run("wanted_while_drained", "128")),
+                ("skipped", || run("skipped", "128")),
+                ("forgiven", || run("forgiven", "128")),
+                ("begins_late", || run("begins_late", "6400")),
+                ("one_cpu", one_cpu),
+            ]);
+        }
+        Some("pairs") => pairs(),
+        Some("cold") => cold(),
+        Some("hot") => hot(),
+        Some("turns_cold") => turns_cold(),
+        Some("allocations_now_and_then") => allocations_now_and_then(),
+        Some("pairs_inside_a_burst") => pairs_inside_a_burst(),
+        Some("at_work_now_and_then") => at_work_now_and_then(),
+        Some("taken_back") => taken_back(),
+        Some("wanted_while_drained") => wanted_while_drained(),
+        Some("skipped") => skipped(),
+        Some("forgiven") => forgiven(),
+        Some("begins_late") => begins_late(),
+        Some("one_cpu") => one_cpu_child(),
+        Some(case) => panic!("{case}"),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Bursts begin after about so many frees.
+fn run(case: &str, burst: &str) {
+    run_child(case, &[("DEFERFREE_BURST", burst)], 60).expect_clean();
+}
+
+const SMALL: Layout = Layout::new::<[u64; 6]>();
+
+/// Frees in a row within which a burst has begun, and has been judged. It begins with the third one that looks,
+/// which one in 64 does by chance: that it has not within so many happens once in ten million times.
+const BEGUN: usize = 1500;
+/// Blocks that are judged.
+const JUDGED: usize = 128;
+
+fn heap(cold: bool) -> (&'static Heap, &'static Addresses) {
+    let book = Addresses::leak();
+    book.are_cold(cold);
+    (Box::leak(Box::new(DeferFree::with_backing(book))), book)
+}
+
+fn alloc(heap: &Heap) -> usize {
+    // SAFETY: a valid layout.
+    unsafe { heap.alloc(SMALL) }.addr()
+}
+
+fn allocs(heap: &Heap, n: usize) -> Vec<usize> {
+    (0..n).map(|_| alloc(heap)).collect()
+}
+
+fn free(heap: &Heap, block: usize) {
+    // SAFETY: from `alloc`, freed once.
+    unsafe { heap.dealloc(std::ptr::with_exposed_provenance_mut(block), SMALL) };
+}
+
+fn frees(heap: &Heap, blocks: Vec<usize>) {
+    blocks.into_iter().for_each(|block| free(heap, block));
+}
+
+fn bursts(heap: &Heap) -> BurstStats {
+    heap.stats().bursts
+}
+
+/// Nothing is left, and all that was deferred has been freed once.
+fn nothing_is_left(heap: &Heap, book: &Addresses) {
+    heap.flush();
+    let bursts = bursts(heap);
+    assert_eq!((book.n_live(), bursts.pending.blocks), (0, 0), "{bursts:?}");
+    assert_eq!(bursts.deferred.blocks, bursts.drained.blocks + bursts.paid_back.blocks);
+    assert_eq!(bursts.deferred.bytes, bursts.drained.bytes + bursts.paid_back.bytes);
+    assert_eq!(bursts.deferred.bytes, bursts.deferred.blocks * SMALL.size() as u64);
+}
+
+/// Frees and allocations that take turns, with up to two frees in a row, are no burst however many they are.
+fn pairs() {
+    let (heap, book) = heap(true);
+    let mut kept = allocs(heap, 1000);
+    for n in 0..300_000 {
+        for _ in 0..n % 3 {
+            free(heap, kept.swap_remove(n * 7919 % kept.len()));
+        }
+        kept.extend(allocs(heap, n % 3));
+    }
+    assert_eq!((bursts(heap).deferred.blocks, drainers()), (0, Vec::new()));
+    assert_eq!((book.n_live(), book.n_touched()), (1000, 0));
+}
+
+/// All but the first blocks are left to the drainer, which frees them without being told.
+fn cold() {
+    let (heap, book) = heap(true);
+    for round in 1..=5 {
+        frees(heap, allocs(heap, 50_000));
+        wait_until("all are freed", || book.n_live() == 0);
+        let bursts = bursts(heap);
+        assert!(bursts.deferred.blocks > round * (50_000 - BEGUN as u64), "{bursts:?}");
+        assert_eq!((bursts.deferred_bursts, bursts.hot_bursts), (round, 0), "{bursts:?}");
+        assert_eq!(book.n_touched() as u64, round * JUDGED as u64);
+    }
+    let bursts = bursts(heap);
+    assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (0, 0), "{bursts:?}");
+    nothing_is_left(heap, book);
+}
+
+/// They are freed at once, but for those that are judged just when the burst ends.
+fn hot() {
+    let (heap, book) = heap(false);
+    let mut n_hot = 0;
+    for _ in 0..10 {
+        let blocks = allocs(heap, 50_000);
+        let before = bursts(heap);
+        // Each thread begins anew.
+        thread::spawn(|| frees(heap, blocks)).join().unwrap();
+        let now = bursts(heap);
+        let hot = now.hot_bursts == before.hot_bursts + 1;
+        // Unless the thread was interrupted just when it judged.
+        n_hot += usize::from(hot && now.deferred_bursts == before.deferred_bursts);
+        if hot {
+            let deferred = now.deferred.blocks - before.deferred.blocks;
+            assert!(deferred >= JUDGED as u64 && deferred <= 50 * JUDGED as u64, "{now:?}");
+        }
+        heap.flush();
+    }
+    assert!(n_hot >= 7, "{n_hot} of 10");
+    assert!(bursts(heap).paid_back.blocks >= 7 * JUDGED as u64);
+    nothing_is_left(heap, book);
+}
+
+/// A long burst is judged again.
+fn turns_cold() {
+    let (heap, book) = heap(false);
+    let blocks = allocs(heap, 200_000);
+    let mut n_freed = 0;
+    for block in blocks {
+        free(heap, block);
+        n_freed += 1;
+        book.are_cold(book.n_touched() > 0);
+        assert!(book.n_touched() > 0 || n_freed < BEGUN);
+    }
+    let bursts = bursts(heap);
+    assert!(bursts.deferred.blocks > 50_000, "{bursts:?}");
+    assert_eq!(bursts.deferred_bursts, 1, "{bursts:?}");
+    nothing_is_left(heap, book);
+}
+
+/// Has the blocks wait, nearly all of them, with the drainer held up; how many do.
+fn wait_in_a_burst(heap: &'static Heap, book: &'static Addresses, blocks: Vec<usize>) -> u64 {
+    book.hold_drainer(heap, SMALL);
+    let (n_live, n) = (book.n_live(), blocks.len());
+    frees(heap, blocks);
+    let n_waiting = book.n_live() - (n_live - n);
+    assert!(n_waiting > n - BEGUN, "{n_waiting} of {n}");
+    n_waiting as u64
+}
+
+/// They do not end it.
+fn allocations_now_and_then() {
+    let (heap, book) = heap(true);
+    let (mut blocks, mut kept) = (allocs(heap, 70_000), Vec::new());
+    let rest = blocks.split_off(50_000);
+    let n_waiting = wait_in_a_burst(heap, book, blocks);
+    for some in rest.chunks(1000) {
+        kept.push(alloc(heap));
+        frees(heap, some.to_vec());
+    }
+    let bursts = bursts(heap);
+    // And the one that holds up the drainer.
+    assert_eq!(bursts.deferred.blocks, 1 + n_waiting + 20_000, "{bursts:?}");
+    assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (0, 0), "{bursts:?}");
+    frees(heap, kept);
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// While a burst's blocks wait, the thread's pairs go straight to the allocator after the first few.
+fn pairs_inside_a_burst() {
+    let (heap, book) = heap(true);
+    let blocks = allocs(heap, 1_000_000);
+    let n_waiting = wait_in_a_burst(heap, book, blocks);
+    (0..1000).for_each(|_| free(heap, alloc(heap)));
+    let bursts = bursts(heap);
+    assert!(bursts.deferred.blocks < 1 + n_waiting + 32, "{bursts:?}");
+    assert_eq!(bursts.paid_back.blocks, 0, "{bursts:?}");
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// Some pairs a millisecond, as a thread has that draws, do not keep the drainer from the log.
+fn at_work_now_and_then() {
+    let (heap, book) = heap(true);
+    frees(heap, allocs(heap, 100_000));
+    let mut n_rounds = 0;
+    while book.n_live() > 0 {
+        (0..10).for_each(|_| free(heap, alloc(heap)));
+        thread::sleep(Duration::from_millis(1));
+        n_rounds += 1;
+        assert!(n_rounds < 500, "{:?}", bursts(heap));
+    }
+    assert_eq!(bursts(heap).paid_back.blocks, 0);
+    nothing_is_left(heap, book);
+}
+
+/// A thread that allocates as if to build anew has its own back, one that allocates a little has not.
+fn taken_back() {
+    let (heap, book) = heap(true);
+    let blocks = allocs(heap, 20_000);
+    let n_waiting = wait_in_a_burst(heap, book, blocks);
+    let mut kept = allocs(heap, n_waiting as usize / 1000);
+    assert_eq!(bursts(heap).paid_back.blocks, 0);
+    kept.extend(allocs(heap, n_waiting as usize / 4));
+    let bursts = bursts(heap);
+    assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (n_waiting, 1), "{bursts:?}");
+    // And the one that holds up the drainer.
+    assert_eq!(book.n_live(), kept.len() + 1);
+    frees(heap, kept);
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// The drainer has taken the log when the thread wants the memory: nothing to be had, but the burst was wasted.
+fn wanted_while_drained() {
+    let (heap, book) = heap(true);
+    let blocks = allocs(heap, 20_000);
+    book.hold_next();
+    frees(heap, blocks);
+    book.wait_until_held();
+    let kept = allocs(heap, 2000);
+    let bursts = bursts(heap);
+    assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (0, 1), "{bursts:?}");
+    frees(heap, kept);
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// As many as just begin to be a burst, and then their memory is wanted again; how many were deferred.
+fn burst_in_a_row(heap: &Heap) -> u64 {
+    let before = bursts(heap).deferred_bursts;
+    frees(heap, allocs(heap, 2 * BEGUN));
+    bursts(heap).deferred_bursts - before
+}
+
+/// After a burst that was wasted the next eight are freed at once, after the second one sixty-four.
+fn skipped() {
+    let (heap, book) = heap(true);
+    book.hold_drainer(heap, SMALL);
+    let in_a_row = |n: usize| (0..n).map(|_| burst_in_a_row(heap)).collect::<Vec<_>>();
+    // A thread that is interrupted for a millisecond counts as one that rests, and is forgiven.
+    let as_expected = || {
+        let before = bursts(heap);
+        let one_of_nine = [1, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        let expected = in_a_row(10) == one_of_nine && in_a_row(64) == [0; 64] && in_a_row(1) == [1];
+        let now = bursts(heap);
+        expected
+            && now.skipped_bursts - before.skipped_bursts == 8 + 64
+            && now.wasted_bursts - before.wasted_bursts == 2
+    };
+    let mut tries =
+        (0..20).map(|_| thread::scope(|scope| scope.spawn(as_expected).join().unwrap()));
+    assert!(tries.any(|expected| expected), "{:?}", bursts(heap));
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// A thread that rests after a burst that was skipped has the next one deferred, if the last one was wasted. One
+/// whose blocks were hot has to wait for its turn.
+fn forgiven() {
+    let (heap, book) = heap(true);
+    book.hold_drainer(heap, SMALL);
+    assert_eq!([burst_in_a_row(heap), burst_in_a_row(heap)], [1, 0]);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(burst_in_a_row(heap), 1);
+    assert_eq!(bursts(heap).skipped_bursts, 1);
+    book.let_go();
+    heap.flush();
+    book.are_cold(false);
+    let hot = || {
+        let before = bursts(heap);
+        for _ in 0..9 {
+            burst_in_a_row(heap);
+            thread::sleep(Duration::from_millis(2));
+        }
+        let now = bursts(heap);
+        now.hot_bursts - before.hot_bursts == 1 && now.skipped_bursts - before.skipped_bursts == 8
+    };
+    // Unless the thread was interrupted just when it judged.
+    let mut tries = (0..5).map(|_| thread::scope(|scope| scope.spawn(hot).join().unwrap()));
+    assert!(tries.any(|hot| hot), "{:?}", bursts(heap));
+    nothing_is_left(heap, book);
+}
+
+/// 3000 frees in a row are none where it takes 6400, by and large.
+fn begins_late() {
+    let (heap, book) = heap(true);
+    for _ in 0..5 {
+        frees(heap, allocs(heap, 3000));
+    }
+    assert_eq!((bursts(heap).deferred.blocks, book.n_live()), (0, 0));
+    frees(heap, allocs(heap, 20_000));
+    assert!(bursts(heap).deferred.blocks > 7000, "{:?}", bursts(heap));
+    nothing_is_left(heap, book);
+}
+
+/// Where the program's threads and the drainer have one CPU between them a burst is deferred only if it is said.
+fn one_cpu() {
+    run_child("one_cpu", &[], 60).expect_clean();
+    run("one_cpu", "128");
+}
+
+fn one_cpu_child() {
+    common::use_one_cpu();
+    let (heap, book) = heap(true);
+    frees(heap, allocs(heap, 50_000));
+    let deferred = bursts(heap).deferred.blocks;
+    if heap.config().burst.is_some() {
+        assert!(deferred > 40_000, "{deferred}");
+    } else {
+        assert_eq!((deferred, drainers()), (0, Vec::new()));
+        let blocks = allocs(heap, 100);
+        let _scope = deferfree::defer_scope();
+        frees(heap, blocks);
+        assert_eq!(bursts(heap).deferred.blocks, 100);
+    }
+    nothing_is_left(heap, book);
+}

@@ -1,0 +1,198 @@
+//! What the system refuses to a drainer that runs: to take memory back, to grant memory for what is written down.
+//! Everything is freed all the same, nothing is said, and nobody goes on trying.
+//!
+//! Each case in a child process under a watchdog.
+//!
+//! Seen to fail:
+
+use crate::common;
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Duration;
+
+use common::addresses::Addresses;
+use common::{
+    KIB, MIB, cpu_time, drainers, limit_address_space, refuse_calls, run_child, sleep_ms, touched,
+    wait_until,
+};
+use deferfree::{DeferFree, defer_scope};
+
+#[global_allocator]
+static GLOBAL: DeferFree = DeferFree::new();
+
+pub(crate) fn main() -> ExitCode {
+    match common::child_case().as_deref() {
+        None => {
+            return common::run(&[
+                ("return_of_memory_from_the_start", || run("return_of_memory_from_the_start")),
+                ("return_of_memory_later", || run("return_of_memory_later")),
+                ("memory_is_locked", || run("memory_is_locked")),
+                ("memory_for_chunks", || run("memory_for_chunks")),
+                ("memory_for_logs", || run("memory_for_logs")),
+            ]);
+        }
+        Some("return_of_memory_from_the_start") => {
+            refuse_return();
+            nothing_is_returned();
+        }
+        Some("return_of_memory_later") => {
+            work();
+            refuse_return();
+            nothing_is_returned();
+        }
+        Some("memory_is_locked") => {
+            // Whatever is mapped from now on, as soon as it is touched.
+            let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+            // SAFETY: a system call on a number.
+            if unsafe { libc::mlockall(flags) } == 0 {
+                nothing_is_returned();
+            } else {
+                println!("SKIPPED: memory may not be locked");
+            }
+        }
+        Some("memory_for_chunks") => memory_for_chunks(),
+        Some("memory_for_logs") => memory_for_logs(),
+        Some(case) => panic!("{case}"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(case: &str) {
+    let output = run_child(case, &[("DEFERFREE_BURST", "128"), ("DEFERFREE_DELAY", "100ms")], 60);
+    print!("{}", output.stdout);
+    output.expect_clean();
+}
+
+/// As in a container.
+fn refuse_return() {
+    refuse_calls(&[libc::SYS_madvise, libc::SYS_membarrier], libc::EPERM);
+}
+
+/// Large blocks, one whose free unmaps it, and small ones in no order.
+fn work() {
+    let large: Vec<_> = (1..40).map(|n| touched(n * 100 * KIB)).collect();
+    let layout = Layout::from_size_align(10 * MIB, 128 * KIB).unwrap();
+    // SAFETY: a valid layout, a block of that size, freed once.
+    unsafe {
+        let block = GLOBAL.alloc(layout);
+        block.write_bytes(1, layout.size());
+        GLOBAL.dealloc(block, layout);
+    }
+    let mut small: Vec<_> = (0..100_000).map(|n| vec![n; 30]).collect();
+    (0..small.len()).for_each(|i| small.swap(i, i * 7919 % 100_000));
+    let _scope = defer_scope();
+    drop(black_box((large, small)));
+}
+
+fn nothing_is_returned() {
+    for round in 0..5 {
+        work();
+        if round % 2 == 0 {
+            GLOBAL.flush();
+            let stats = GLOBAL.stats();
+            assert_eq!((stats.pending.blocks, stats.bursts.pending.blocks), (0, 0), "{stats:?}");
+        }
+    }
+    wait_until("nothing waits", || {
+        let stats = GLOBAL.stats();
+        (stats.pending.blocks, stats.bursts.pending.blocks) == (0, 0)
+    });
+    let stats = GLOBAL.stats();
+    assert!(stats.bursts.deferred.blocks >= 400_000 && stats.purges > 0, "{stats:?}");
+    // The drainer lingers for four delays, and falls asleep.
+    sleep_ms(1500);
+    let before = cpu_time();
+    sleep_ms(2000);
+    let spent = cpu_time() - before;
+    assert!(spent < Duration::from_millis(3), "{spent:?} of idle CPU time");
+    assert_eq!(drainers().len(), 1);
+}
+
+type Heap = DeferFree<&'static Addresses>;
+
+const SMALL: Layout = Layout::new::<[u64; 6]>();
+
+/// Its drainer runs, without a small block so far.
+fn running_heap() -> (&'static Heap, &'static Addresses) {
+    let book = Addresses::leak();
+    let heap: &Heap = Box::leak(Box::new(DeferFree::with_backing(book)));
+    let large = Layout::from_size_align(16 * MIB, 8).unwrap();
+    // SAFETY: a valid layout, freed once.
+    unsafe { heap.dealloc(heap.alloc(large), large) };
+    heap.flush();
+    assert_eq!(book.n_live(), 0);
+    (heap, book)
+}
+
+fn frees(heap: &Heap, blocks: Vec<usize>) {
+    let _scope = defer_scope();
+    for block in blocks {
+        // SAFETY: from `allocs`, freed once.
+        unsafe { heap.dealloc(std::ptr::with_exposed_provenance_mut(block), SMALL) };
+    }
+}
+
+fn allocs(heap: &Heap, n: usize) -> Vec<usize> {
+    // SAFETY: a valid layout.
+    (0..n).map(|_| unsafe { heap.alloc(SMALL) }.expose_provenance()).collect()
+}
+
+/// What could not be written down is freed at once; once there is memory it is deferred.
+fn memory_for_chunks() {
+    let (heap, book) = running_heap();
+    let blocks = [(); 2].map(|()| allocs(heap, 5000));
+    // Not for the mapping with all chunks.
+    limit_address_space(MIB);
+    for blocks in blocks {
+        frees(heap, blocks);
+        assert_eq!(book.n_live() % 5000, 0);
+    }
+    let bursts = heap.stats().bursts;
+    assert_eq!((bursts.deferred.blocks, bursts.no_chunk_blocks), (0, 10_000), "{bursts:?}");
+    assert_eq!(book.n_live(), 0);
+    limit_address_space(usize::MAX);
+    frees(heap, allocs(heap, 5000));
+    heap.flush();
+    let bursts = heap.stats().bursts;
+    assert_eq!((bursts.deferred.blocks, bursts.pending.blocks), (5000, 0), "{bursts:?}");
+    assert_eq!((book.n_live(), bursts.over_bound_blocks), (0, 0));
+}
+
+/// Threads for which there is no log do without.
+fn memory_for_logs() {
+    const THREADS: usize = 200;
+    let (heap, book) = running_heap();
+    let barrier = Barrier::new(THREADS + 1);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let blocks = [(); 2].map(|()| allocs(heap, 100));
+                barrier.wait();
+                for blocks in blocks {
+                    barrier.wait();
+                    frees(heap, blocks);
+                    barrier.wait();
+                }
+            });
+        }
+        // One of these has the mapping with the chunks.
+        frees(heap, allocs(heap, 100));
+        barrier.wait();
+        limit_address_space(0);
+        barrier.wait();
+        barrier.wait();
+        limit_address_space(usize::MAX);
+        let bursts = heap.stats().bursts;
+        assert!(bursts.deferred.blocks < 20 * 100, "{bursts:?}");
+        assert_eq!(bursts.deferred.blocks + bursts.no_chunk_blocks, 201 * 100, "{bursts:?}");
+        barrier.wait();
+        barrier.wait();
+        let now = heap.stats().bursts;
+        assert_eq!(now.deferred.blocks, bursts.deferred.blocks + 200 * 100, "{now:?}");
+    });
+    wait_until("all blocks are freed", || book.n_live() == 0);
+}

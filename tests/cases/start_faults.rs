@@ -1,0 +1,265 @@
+//! Starts under bad conditions: a free comes before any allocation, frees of many threads come first at
+//! once, the start itself allocates, the system refuses the thread.
+//!
+//! Seen to fail: with STARTING taken for OFF, `allocations_inside_the_start`; without the compare-exchange
+//! in `PhaseCell::start`, `first_bursts_at_once`; with FAILED taken for OFF, `refused_by_a_filter`.
+
+use crate::common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::process::ExitCode;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use common::tracking::Tracking;
+use common::{
+    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, nearly_start, refuse_calls,
+    run_child, touched, wait_ok, wait_until,
+};
+use deferfree::{Backing, DeferFree};
+
+#[global_allocator]
+static GLOBAL: DeferFree = DeferFree::new();
+
+pub(crate) fn main() -> ExitCode {
+    match common::child_case().as_deref() {
+        Some("free_comes_first") => free_comes_first(),
+        Some("first_bursts_at_once") => first_bursts_at_once_child(),
+        Some("first_frees_after_a_fork") => first_frees_after_a_fork(),
+        Some("allocations_inside_the_start") => allocations_inside_the_start(),
+        Some("filter") => refused_by_a_filter_child(),
+        Some(case) => panic!("{case}"),
+        None => {
+            return common::run(&[
+                ("free_comes_first", || clean("free_comes_first")),
+                ("first_bursts_at_once", first_bursts_at_once),
+                ("first_frees_after_a_fork", || clean("first_frees_after_a_fork")),
+                ("allocations_inside_the_start", || clean("allocations_inside_the_start")),
+                ("refused_by_a_filter", refused_by_a_filter),
+            ]);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn clean(case: &str) {
+    run_child(case, &[("DEFERFREE_BURST", "128")], 30).expect_clean();
+}
+
+/// As an allocator sees it that is put in front of a running program.
+fn free_comes_first() {
+    let book = Tracking::leak();
+    // The size of a class.
+    let layout = Layout::from_size_align(16 * MIB, 8).unwrap();
+    for small in [false, true] {
+        let heap = DeferFree::with_backing(book);
+        let layout = if small { Layout::new::<u64>() } else { layout };
+        // SAFETY: a valid layout; freed once, by an allocator that stands on the same one.
+        unsafe {
+            let block = book.alloc(layout);
+            heap.dealloc(block, layout);
+            assert!(!book.is_live(block));
+        }
+        let stats = heap.stats();
+        assert_eq!(stats.not_running.blocks, u64::from(!small), "{stats:?}");
+        assert_eq!((stats.drainer_running, stats.handed_over.blocks), (false, 0), "{stats:?}");
+        // And then as usual.
+        // SAFETY: valid layouts; freed as allocated.
+        unsafe { heap.dealloc(heap.alloc(layout), layout) };
+        assert_eq!(heap.stats().handed_over.blocks, u64::from(!small));
+    }
+    wait_until("the drainer has ended", || drainers().is_empty());
+}
+
+/// The first thing that starts a drainer is a free, on each of 64 threads.
+fn first_bursts_at_once() {
+    for _ in 0..10 {
+        run_child("first_bursts_at_once", &[("DEFERFREE_BURST", "128")], 30).expect_clean();
+    }
+}
+
+fn first_bursts_at_once_child() {
+    const N: usize = 64;
+    let all: Vec<Vec<Box<[u64; 6]>>> = (0..N)
+        .map(|_| {
+            let mut blocks: Vec<_> = (0..1000).map(|n| Box::new([n; 6])).collect();
+            // Not in the order in which they lie.
+            for i in 0..blocks.len() {
+                blocks.swap(i, i * 7919 % 1000);
+            }
+            blocks
+        })
+        .collect();
+    assert_eq!(drainers(), []);
+    let barrier = Barrier::new(N);
+    thread::scope(|scope| {
+        for blocks in all {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                drop(blocks);
+            });
+        }
+    });
+    assert!(GLOBAL.stats().drainer_running);
+    wait_until("a drainer", || !drainers().is_empty());
+    assert_eq!(drainers().len(), 1);
+    flush_to_the_last(&GLOBAL);
+    let bursts = GLOBAL.stats().bursts;
+    assert!(bursts.deferred.blocks > 0, "{bursts:?}");
+    assert_eq!(bursts.pending.blocks, 0, "{bursts:?}");
+    assert_eq!(bursts.deferred.blocks, bursts.drained.blocks + bursts.paid_back.blocks);
+    assert_eq!(drainers().len(), 1);
+}
+
+/// 64 threads of a forked child, each of which begins with the free of a block of the parent's.
+fn first_frees_after_a_fork() {
+    const N: usize = 64;
+    let blocks: Vec<_> = (0..N).map(|_| touched(MIB)).collect();
+    wait_ok(fork(20, || {
+        let barrier = Barrier::new(N);
+        thread::scope(|scope| {
+            for block in blocks {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    drop(block);
+                    drop(touched(MIB));
+                });
+            }
+        });
+        wait_until("a drainer", || !drainers().is_empty());
+        assert_eq!(drainers().len(), 1);
+        GLOBAL.flush();
+        let stats = GLOBAL.stats();
+        assert_eq!(stats.handed_over.blocks + stats.not_running.blocks, 2 * N as u64, "{stats:?}");
+        assert_eq!(stats.pending.blocks, 0);
+    }));
+}
+
+/// The system's allocator, which uses the one above it wherever that calls it for something else than
+/// blocks: before the thread starts, on the thread, and when memory is returned.
+#[derive(Clone, Copy)]
+struct Reentrant;
+
+static HEAP: DeferFree<Reentrant> = DeferFree::with_backing(Reentrant).delay_ms(1);
+static N_INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+fn use_heap() {
+    for layout in [Layout::new::<[u64; 6]>(), Layout::from_size_align(MIB, 8).unwrap()] {
+        // SAFETY: a valid layout, and a size that is; written within the block, freed as allocated.
+        unsafe {
+            let block = HEAP.alloc_zeroed(layout);
+            assert_eq!(block.add(layout.size() - 1).read(), 0);
+            block.write_bytes(7, layout.size());
+            let grown = HEAP.realloc(block, layout, 3 * MIB);
+            assert_eq!(grown.add(layout.size() - 1).read(), 7);
+            HEAP.dealloc(grown, Layout::from_size_align(3 * MIB, 8).unwrap());
+        }
+    }
+    assert!(HEAP.config().enabled);
+    N_INSIDE.fetch_add(1, Ordering::SeqCst);
+}
+
+// SAFETY: the system's allocator.
+unsafe impl GlobalAlloc for Reentrant {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's block.
+        unsafe { System.dealloc(ptr, layout) };
+    }
+}
+
+// SAFETY: as for `System`.
+unsafe impl Backing for Reentrant {
+    fn drainer_awake(&self, _: bool) {
+        use_heap();
+    }
+
+    fn drainer_init(&self) {
+        use_heap();
+    }
+
+    fn purge(&self) {
+        use_heap();
+    }
+}
+
+fn allocations_inside_the_start() {
+    nearly_start(&HEAP);
+    use_heap();
+    // Before the start's thread, and on it.
+    wait_until("it was used inside the start", || N_INSIDE.load(Ordering::SeqCst) >= 3);
+    wait_until("a drainer", || !drainers().is_empty());
+    assert_eq!(drainers().len(), 1);
+    assert!(HEAP.stats().drainer_running);
+    // What came while the start was under way is counted there.
+    assert!(HEAP.stats().not_running.blocks > 1);
+    HEAP.flush();
+}
+
+/// As in a container: a filter answers the system calls that make a thread.
+fn refused_by_a_filter() {
+    for (errno, what, runs) in [
+        (libc::EPERM, "both", false),
+        (libc::ENOSYS, "both", false),
+        (libc::EAGAIN, "both", false),
+        (libc::EPERM, "clone3", false),
+        // The C library takes this for an old kernel, and calls `clone`.
+        (libc::ENOSYS, "clone3", true),
+    ] {
+        let mut command = command("filter");
+        command.env("ERRNO", errno.to_string()).env("CALLS", what).env("DEFERFREE_BURST", "128");
+        command.env("RUNS", if runs { "yes" } else { "no" });
+        let output = finish(command, 20);
+        output.expect_code(0);
+        let lines: Vec<&str> = output.stderr.lines().collect();
+        if runs {
+            assert_eq!(output.stderr, "");
+            continue;
+        }
+        assert_eq!(lines.len(), 2, "{output:?}");
+        assert!(lines[0].starts_with("deferfree: cannot start the drainer"), "{output:?}");
+        assert!(lines[1].starts_with("deferfree: cannot start the dropper"), "{output:?}");
+    }
+}
+
+fn refused_by_a_filter_child() {
+    let errno: i32 = std::env::var("ERRNO").unwrap().parse().unwrap();
+    let both = std::env::var("CALLS").unwrap() == "both";
+    let runs = std::env::var("RUNS").unwrap() == "yes";
+    refuse_threads(errno, both);
+    nearly_start(&GLOBAL);
+    for _ in 0..100 {
+        drop(touched(2 * MIB));
+    }
+    // A burst would start it as well.
+    let blocks: Vec<_> = (0..5000).map(|n| Box::new([n; 40])).collect();
+    drop(blocks);
+    let values = (0..10).map(|n| vec![n; 10 * KIB]);
+    values.for_each(deferfree::later);
+    assert!(deferfree::flush_values());
+    let stats = GLOBAL.stats();
+    assert_eq!(stats.drainer_running, runs, "{stats:?}");
+    if runs {
+        wait_until("one drainer", || drainers().len() == 1);
+        assert!(stats.handed_over.blocks >= 100, "{stats:?}");
+    } else {
+        assert_eq!(common::threads().len(), 1);
+        assert!(stats.not_running.blocks >= 100, "{stats:?}");
+        assert_eq!((stats.handed_over.blocks, stats.bursts.deferred.blocks), (0, 0), "{stats:?}");
+    }
+    GLOBAL.flush();
+}
+
+/// Has `clone3`, and `clone` with `both`, fail from now on.
+fn refuse_threads(errno: i32, both: bool) {
+    let calls = [libc::SYS_clone3, libc::SYS_clone];
+    refuse_calls(if both { &calls } else { &calls[..1] }, errno);
+    assert!(thread::Builder::new().spawn(|| ()).is_err() || !both);
+}

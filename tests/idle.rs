@@ -1,0 +1,14 @@
+//! See `cases/idle.rs`.
+
+mod common;
+
+#[cfg(any(target_os = "linux", windows))]
+#[path = "cases/idle.rs"]
+mod cases;
+
+fn main() -> std::process::ExitCode {
+    #[cfg(any(target_os = "linux", windows))]
+    return cases::main();
+    #[cfg(not(any(target_os = "linux", windows)))]
+    common::left_out()
+}
