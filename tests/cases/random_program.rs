@@ -11,6 +11,7 @@ use crate::common;
 use std::alloc::System;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::{Barrier, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +28,11 @@ const fn settings<B: Backing>(heap: DeferFree<B>) -> DeferFree<B> {
 }
 
 const THREADS: usize = 4;
+
+/// Forks write, whoever has threads begin or end reads: mimalloc has locks of its own for that (`theaps_lock`), which a
+/// forked child would find locked.
+static COMING_AND_GOING: RwLock<()> = RwLock::new(());
+
 const PROGRAM: Duration = Duration::from_millis(500);
 /// What a forked child may take on a busy machine.
 const CHILD_SECS: u32 = 20;
@@ -103,10 +109,18 @@ fn program<B: Backing>(heap: &DeferFree<B>, backing: B) {
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     let deadline = Instant::now() + PROGRAM;
     let place = Place { heap, backing, shadow: &shadow, passed: &passed, deadline, depth: 0 };
+    let all_are_here = Barrier::new(THREADS);
     thread::scope(|scope| {
         for _ in 0..THREADS {
-            let seed = choices.next();
-            scope.spawn(move || live(place, seed));
+            let (seed, all_are_here) = (choices.next(), &all_are_here);
+            scope.spawn(move || {
+                let mut first = new_worker(place, seed);
+                first.step();
+                first.finish();
+                all_are_here.wait();
+                live(place, seed);
+                all_are_here.wait();
+            });
         }
     });
     assert!(shadow.is_empty());
@@ -138,17 +152,12 @@ fn live<B: Backing>(place: Place<'_, B>, seed: u64) {
     while Instant::now() < place.deadline {
         (0..choices.below(60)).for_each(|_| worker.step());
         match choices.below(24) {
-            0 if place.depth < 2 => fork_off(place, &mut worker),
+            0 if place.depth == 0 => fork_off(place, &mut worker),
             1..4 if place.depth < 2 => {
                 // They hand their blocks on, or free them as they end.
-                let inner = Place { depth: place.depth + 1, ..place };
-                let inner = Place { deadline: soon(place.deadline, choices.below(20)), ..inner };
-                let seeds = [(); 2].map(|()| choices.next());
-                thread::scope(|scope| {
-                    for seed in seeds {
-                        scope.spawn(move || live(inner, seed));
-                    }
-                });
+                let deadline = soon(place.deadline, choices.below(20));
+                let inner = Place { deadline, depth: place.depth + 1, ..place };
+                two_threads(inner, choices.next());
             }
             4 if place.depth < 2 => local_heap(place, &mut choices),
             5..8 => {
@@ -164,6 +173,15 @@ fn live<B: Backing>(place: Place<'_, B>, seed: u64) {
     worker.finish();
 }
 
+fn two_threads<B: Backing>(place: Place<'_, B>, seed: u64) {
+    let _guard = COMING_AND_GOING.read().unwrap();
+    thread::scope(|scope| {
+        let threads = [seed, seed ^ 1].map(|seed| scope.spawn(move || live(place, seed)));
+        // Until they are gone; the scope itself waits for their closures.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
 fn new_worker<B: Backing>(place: Place<'_, B>, seed: u64) -> Worker<'_, B> {
     Worker::new(place.heap, Choices::Seeded(seed), place.shadow, place.passed)
 }
@@ -174,18 +192,19 @@ fn soon(deadline: Instant, ms: usize) -> Instant {
 
 /// The child goes on with the blocks of the thread that forked, and with threads of its own.
 fn fork_off<B: Backing>(place: Place<'_, B>, worker: &mut Worker<'_, B>) {
+    let Ok(_nobody_begins_or_ends) = COMING_AND_GOING.try_write() else { return };
     let body = AssertUnwindSafe(|| {
         let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
         let mut worker = worker.forked(&shadow, &passed);
         (0..100).for_each(|_| worker.step());
         let deadline = Instant::now() + Duration::from_millis(5);
-        let depth = place.depth + 1;
-        let place = Place { shadow: &shadow, passed: &passed, deadline, depth, ..place };
+        let place = Place { shadow: &shadow, passed: &passed, deadline, depth: 2, ..place };
         thread::scope(|scope| {
             scope.spawn(move || live(place, 1));
             (0..100).for_each(|_| worker.step());
         });
         worker.finish();
+        new_worker(place, 1).finish();
         assert!(shadow.is_empty());
         settled(place.heap);
     });
@@ -200,10 +219,7 @@ fn local_heap<B: Backing>(place: Place<'_, B>, choices: &mut Choices<'_>) {
     let deadline = soon(place.deadline, choices.below(10));
     let place = Place { heap: &heap, passed: &passed, deadline, depth: 2, ..place };
     let seed = choices.next();
-    thread::scope(|scope| {
-        scope.spawn(move || live(place, seed));
-        live(place, seed ^ 1);
-    });
+    two_threads(place, seed);
     // Both may have missed what the other one passed on last.
     new_worker(place, seed).finish();
 }
