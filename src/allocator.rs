@@ -191,7 +191,9 @@ impl<B: Backing> DeferFree<B> {
         self
     }
 
-    /// Waits until everything that is pending now has been freed and returned to the system.
+    /// Waits until everything that is pending now has been freed and returned to the system: what was freed by calls that
+    /// returned before this one began, on whichever thread. Other threads' frees that are under way meanwhile may be
+    /// missed, and with each of them one block of its size that it was just moving out of the way.
     ///
     /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting.
     pub fn flush(&self) {

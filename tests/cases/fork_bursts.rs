@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::addresses::Addresses;
 use common::{
-    MIB, command, drainers, finish, fork, run_child, sleep_ms, thread_refuser, wait_ok, wait_until,
+    MIB, command, drainers, finish, fork, run_child, sleep_ms, thread_refuser, voluntary_switches,
+    wait_ok, wait_until,
 };
 use deferfree::{DeferFree, defer_scope};
 
@@ -31,6 +32,7 @@ pub(crate) fn main() -> ExitCode {
                 ("nested", || run("nested")),
                 ("in_a_scope", || run_child("in_a_scope", &[], 60).expect_clean()),
                 ("while_another_writes", || run("while_another_writes")),
+                ("the_child_falls_asleep", || run("the_child_falls_asleep")),
                 ("while_the_drainer_sorts", || run("while_the_drainer_sorts")),
                 ("another_allocator_comes_first", || run("another_allocator_comes_first")),
                 ("no_drainer_in_the_child", no_drainer_in_the_child),
@@ -40,6 +42,7 @@ pub(crate) fn main() -> ExitCode {
         Some("nested") => nested(),
         Some("in_a_scope") => in_a_scope(),
         Some("while_another_writes") => while_another_writes(),
+        Some("the_child_falls_asleep") => the_child_falls_asleep(),
         Some("while_the_drainer_sorts") => while_the_drainer_sorts(),
         Some("another_allocator_comes_first") => another_allocator_comes_first(),
         Some("no_drainer_in_the_child") => no_drainer_in_the_child_child(),
@@ -91,6 +94,46 @@ fn waited(pid: i32) -> bool {
     let status = common::wait(pid);
     assert!(matches!(status.code(), Some(0 | SOME_WAITED)), "forked child: {status}");
     status.code() == Some(SOME_WAITED)
+}
+
+/// Forked off in the midst of other threads' bursts, at any moment: the child's drainer frees what there is and does not
+/// look around for the rest of its life. All at the same time, as each takes five seconds.
+fn the_child_falls_asleep() {
+    let (heap, _) = heap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for n in 0..2 {
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    work(heap, 500 + 1000 * n);
+                }
+            });
+        }
+        let children: Vec<_> = (0..30)
+            .map(|n| {
+                sleep_ms(n % 4);
+                fork(30, || {
+                    // Half of them find the logs only when they have a drainer for something else.
+                    if n % 2 == 0 {
+                        work(heap, 100);
+                    }
+                    // SAFETY: a valid layout, freed as allocated.
+                    unsafe { heap.dealloc(heap.alloc(LARGE), LARGE) };
+                    // It lingers for a second.
+                    sleep_ms(2500);
+                    assert_eq!(heap.stats().bursts.pending.blocks, 0);
+                    let drainer = drainers()[0];
+                    let before = voluntary_switches(drainer);
+                    sleep_ms(2000);
+                    let n_looks = voluntary_switches(drainer) - before;
+                    assert!(n_looks < 20, "{n_looks} times in two seconds");
+                })
+            })
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        children.into_iter().for_each(wait_ok);
+    });
 }
 
 /// The child frees what it inherited and its own, and counts its own; the parent goes on.
