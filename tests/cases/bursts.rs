@@ -174,7 +174,7 @@ fn off_child() {
     book.are_cold(true);
     frees(&heap, SMALL, allocs(&heap, SMALL, 100_000));
     assert_eq!((book.n_live(), bursts(&heap)), (0, BurstStats::default()));
-    assert_eq!(drainers(), []);
+    assert_eq!(drainers().len(), 0);
     let blocks = allocs(&heap, SMALL, 1000);
     {
         // It defers all the same, but for where nothing is.

@@ -314,7 +314,7 @@ fn off_child() {
     }
     GLOBAL.flush();
     assert!(!GLOBAL.config().enabled);
-    assert_eq!(drainers(), []);
+    assert_eq!(drainers().len(), 0);
     let stats = GLOBAL.stats();
     assert!(!stats.drainer_running);
     assert_eq!((stats.handed_over.blocks, stats.purges, stats.pending.blocks), (0, 0, 0));

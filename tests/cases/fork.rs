@@ -93,7 +93,7 @@ fn fresh_start_child() {
     let parent = GLOBAL.stats();
     assert!(parent.pending.blocks >= 50);
     wait_ok(fork(CHILD_SECS, || {
-        assert_eq!(drainers(), []);
+        assert_eq!(drainers().len(), 0);
         let stats = GLOBAL.stats();
         assert_eq!((stats.drainer_running, stats.handed_over.blocks), (false, 0), "{stats:?}");
         // The parent's blocks are readable and can be freed.
@@ -199,7 +199,7 @@ fn handlers_that_allocate_child() {
     let handler = Some(allocates as unsafe extern "C" fn());
     // SAFETY: functions that stay.
     assert_eq!(unsafe { libc::pthread_atfork(handler, handler, handler) }, 0);
-    assert_eq!(drainers(), []);
+    assert_eq!(drainers().len(), 0);
     for _ in 0..5 {
         wait_ok(fork(CHILD_SECS, use_it));
     }
@@ -318,7 +318,7 @@ fn off_child() {
     fill(10);
     wait_ok(fork(CHILD_SECS, || {
         fill(10);
-        assert_eq!(drainers(), []);
+        assert_eq!(drainers().len(), 0);
         let stats = GLOBAL.stats();
         assert!(!stats.drainer_running && stats.handed_over.blocks == 0, "{stats:?}");
         assert!(!GLOBAL.config().enabled);
@@ -340,5 +340,5 @@ fn failed_child() {
     // A fresh process, which may start threads: it has a drainer.
     wait_ok(fork(CHILD_SECS, use_it));
     assert!(!GLOBAL.stats().drainer_running);
-    assert_eq!(drainers(), []);
+    assert_eq!(drainers().len(), 0);
 }

@@ -91,7 +91,7 @@ fn first_bursts_at_once_child() {
             blocks
         })
         .collect();
-    assert_eq!(drainers(), []);
+    assert_eq!(drainers().len(), 0);
     let barrier = Barrier::new(N);
     thread::scope(|scope| {
         for blocks in all {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use deferfree::{Backing, DeferFree};
 
-use super::wait_until;
+use super::{map, wait_until};
 
 /// All that is ever given out, in each of two halves that lie far apart.
 const HALF_BYTES: usize = 8 << 30;
@@ -44,25 +44,17 @@ thread_local! {
     static IS_DRAINER: Cell<bool> = const { Cell::new(false) };
 }
 
-fn map(len: usize, protection: i32) -> usize {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a mapping at an address of the kernel's choice.
-    let mapped = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
-    assert_ne!(mapped, libc::MAP_FAILED);
-    mapped.expose_provenance()
-}
-
 impl Addresses {
     /// Some that stay as long as the process, as a `Backing` has to.
     pub(crate) fn leak() -> &'static Addresses {
         let n_states = 2 * HALF_BYTES / STEP;
-        let states = map(n_states, libc::PROT_READ | libc::PROT_WRITE);
+        let states = map(n_states, true);
         // SAFETY: a mapping of that length that stays; zeros are valid.
         let states = unsafe {
             std::slice::from_raw_parts(ptr::with_exposed_provenance::<AtomicU8>(states), n_states)
         };
         Box::leak(Box::new(Addresses {
-            base: map(APART_BYTES + HALF_BYTES, libc::PROT_NONE),
+            base: map(APART_BYTES + HALF_BYTES, false),
             states,
             given: [AtomicUsize::new(0), AtomicUsize::new(0)],
             n_allocs: AtomicUsize::new(0),

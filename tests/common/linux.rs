@@ -37,6 +37,16 @@ pub(crate) fn kill_all_of(child: &mut Child) {
     kill(-(child.id() as i32), libc::SIGKILL);
 }
 
+/// Zero bytes, or only addresses, for as long as the process.
+pub(crate) fn map(len: usize, is_used: bool) -> usize {
+    let protection = if is_used { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a mapping at an address of the kernel's choice.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+    assert_ne!(mapped, libc::MAP_FAILED);
+    mapped.expose_provenance()
+}
+
 /// Name, state and system call of each thread of a child that hangs.
 pub(crate) fn describe_threads(child: &Child) -> String {
     let mut seen = String::new();

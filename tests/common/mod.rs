@@ -4,6 +4,7 @@
 // Each test file uses a part of this.
 #![allow(dead_code)]
 
+#[cfg(any(target_os = "linux", windows))]
 pub(crate) mod addresses;
 pub(crate) mod content;
 pub(crate) mod tracking;

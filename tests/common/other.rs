@@ -8,6 +8,6 @@ pub(crate) fn kill_all_of(child: &mut Child) {
     let _ = child.kill();
 }
 
-pub(crate) fn describe_threads(_: &Child) -> &'static str {
-    "unknown"
+pub(crate) fn describe_threads(_: &Child) -> String {
+    "unknown".to_owned()
 }

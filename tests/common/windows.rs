@@ -9,6 +9,7 @@ use windows_sys::Win32::Foundation::{CloseHandle, FILETIME, INVALID_HANDLE_VALUE
 use windows_sys::Win32::System::Diagnostics::ToolHelp::{
     CreateToolhelp32Snapshot, TH32CS_SNAPTHREAD, THREADENTRY32, Thread32First, Thread32Next,
 };
+use windows_sys::Win32::System::Memory::{MEM_COMMIT, MEM_RESERVE, PAGE_READWRITE, VirtualAlloc};
 use windows_sys::Win32::System::ProcessStatus::{K32GetProcessMemoryInfo, PROCESS_MEMORY_COUNTERS};
 use windows_sys::Win32::System::Threading::{
     GetCurrentProcess, GetCurrentProcessId, GetProcessTimes, GetThreadDescription, OpenThread,
@@ -49,8 +50,17 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unreachable!()
 }
 
-pub(crate) fn describe_threads(_: &Child) -> &'static str {
-    "unknown"
+/// Zero bytes, or only addresses, for as long as the process.
+pub(crate) fn map(len: usize, is_used: bool) -> usize {
+    let kind = if is_used { MEM_RESERVE | MEM_COMMIT } else { MEM_RESERVE };
+    // SAFETY: new memory.
+    let mapped = unsafe { VirtualAlloc(ptr::null(), len, kind, PAGE_READWRITE) };
+    assert!(!mapped.is_null());
+    mapped.expose_provenance()
+}
+
+pub(crate) fn describe_threads(_: &Child) -> String {
+    "unknown".to_owned()
 }
 
 /// Number and name of each thread of this process.
