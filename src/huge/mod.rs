@@ -100,7 +100,7 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
         return ptr::null_mut();
     }
     N_BLOCKS.fetch_add(1, Ordering::Relaxed);
-    if for_use != Use::Zeroed {
+    if for_use != Use::Zeroed && cfg!(not(feature = "no_thp")) {
         // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
         // SAFETY: whole pages of the mapping.
         unsafe { sys::want_huge_pages(block, len) };

@@ -333,7 +333,7 @@ fn frees_in_thread_local_destructors() {
     for way in ORDERLY {
         expect("locals", way, &[("MIMALLOC_DESTROY_ON_EXIT", "1")]);
     }
-    for way in ["_exit", "abort", "SIGTERM"] {
+    for way in ["_exit", "abort", "killed"] {
         expect("locals", way, &[]);
     }
 }
