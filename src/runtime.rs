@@ -249,7 +249,9 @@ impl<B: Backing> Runtime<B> {
     fn alloc_missed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
         self.prepare(class);
         let misses = self.pending.note_miss(class);
-        self.note_anew(class.bytes());
+        if !class.is_huge() {
+            self.note_anew(class.bytes());
+        }
         self.pay_back(class, misses);
         // SAFETY: the class was made from this layout.
         let block = unsafe { alloc_fresh(self.backing, class, layout, for_use) };
