@@ -66,7 +66,7 @@ pub(crate) const DEFAULT_BURST: u32 = 128;
 impl Settings {
     pub(crate) const DEFAULT: Settings = Settings {
         enabled: true,
-        // Chosen by a sweep: README, "How the defaults were chosen".
+        // Chosen by a sweep: docs/choices.md.
         threshold_bytes: 256 << 10,
         burst: Burst::Default,
         delay_ms: 250,
