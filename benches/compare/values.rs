@@ -33,7 +33,8 @@ pub(crate) const MAP: Section = Section {
 
 pub(crate) const SHAPES: Section = Section {
     name: "shapes",
-    about: "structures of many small blocks, each built and dropped three times; waits: each drop",
+    about: "structures of many small blocks, each built and dropped five times, with a rest of 40 ms after each drop; \
+            waits: each drop; wall: without the rests",
     repetitions: 1,
     cases: shape_cases,
     tables: &[("", &FEW_SAMPLES)],
@@ -87,11 +88,12 @@ fn shape_cases(scale: Scale) -> Vec<Case> {
         let n = structure.n_elements / scale.pick(1, 10, 100);
         let needs = scale.pick(500 * MIB, 50 * MIB, 5 * MIB);
         Case::new(structure.name, needs, move |report| {
-            rounds(scale.pick(3, 2, 2), || (structure.build)(n), report);
+            let rest = Duration::from_millis(scale.pick(40, 40, 1));
+            rounds_with_rests(scale.pick(5, 3, 2), rest, || (structure.build)(n), report);
             put_idle(report, scale);
         })
     };
-    STRUCTURES.iter().filter(|structure| structure.in_mean).map(run).collect()
+    STRUCTURES.iter().filter(|structure| structure.in_compare).map(run).collect()
 }
 
 fn vec_cases(scale: Scale) -> Vec<Case> {
@@ -121,13 +123,26 @@ fn blocks_cases(scale: Scale) -> Vec<Case> {
 }
 
 fn rounds<T: Send + 'static>(n_rounds: usize, build: impl Fn() -> T, report: &mut Report) {
+    rounds_with_rests(n_rounds, Duration::ZERO, build, report);
+}
+
+fn rounds_with_rests<T: Send + 'static>(
+    n_rounds: usize,
+    rest: Duration,
+    build: impl Fn() -> T,
+    report: &mut Report,
+) {
     let mut waits = Latencies::new();
-    let start = Instant::now();
+    let mut wall = Duration::ZERO;
     for _ in 0..n_rounds {
+        let start = Instant::now();
         let value = black_box(build());
         waits.time(|| discard(value));
+        wall += start.elapsed();
+        if !rest.is_zero() {
+            thread::sleep(rest);
+        }
     }
-    let wall_ns = nanos(start.elapsed());
     put_waits(report, &waits);
-    report.put("wall", wall_ns as f64);
+    report.put("wall", nanos(wall) as f64);
 }
