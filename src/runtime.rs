@@ -192,20 +192,38 @@ impl<B: Backing> Runtime<B> {
         if class.is_huge() {
             return self.alloc_huge(class, layout, for_use);
         }
+        if for_use.is_zeroed() {
+            return self.alloc_zeroed(class, layout, for_use);
+        }
         match self.pending.take(class, layout.align()) {
-            Taken::Fitting(block) => {
-                if for_use.is_zeroed() {
-                    // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
-                    unsafe { block.as_ptr().write_bytes(0, layout.size()) };
-                }
-                block.as_ptr()
-            }
+            Taken::Fitting(block) => block.as_ptr(),
             Taken::Misaligned(block) => {
                 self.free_now(class, block);
                 self.alloc_missed(class, layout, for_use)
             }
             Taken::Nothing => self.alloc_missed(class, layout, for_use),
         }
+    }
+
+    /// As `alloc`, for a zeroed block: one that the drainer has cleared, or one that is cleared here.
+    fn alloc_zeroed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
+        let fitting = |taken| match taken {
+            Taken::Fitting(block) => Some(block),
+            Taken::Misaligned(block) => {
+                self.free_now(class, block);
+                None
+            }
+            Taken::Nothing => None,
+        };
+        if let Some(block) = fitting(self.pending.take_cleared(class, layout.align())) {
+            return block.as_ptr();
+        }
+        let Some(block) = fitting(self.pending.take(class, layout.align())) else {
+            return self.alloc_missed(class, layout, for_use);
+        };
+        // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
+        unsafe { block.as_ptr().write_bytes(0, layout.size()) };
+        block.as_ptr()
     }
 
     /// As `alloc`, for a huge class.

@@ -154,6 +154,34 @@ fn zeroed() {
     }
 }
 
+/// What has waited long enough for the drainer to clear it is handed out as it is: no more than one block of a size.
+#[test]
+fn cleared_ahead() {
+    // Four marks: it is cleared at the second one at the latest, and given back at the fourth at the earliest.
+    let heap = DeferFree::with_backing(Tracking::leak()).threshold(64 * KIB).delay_ms(8000);
+    let heap = nearly_started(heap);
+    let (size, align) = (MIB, 16);
+    let layout = layout(size, align);
+    // Zeroed blocks of that size are wanted.
+    let first = alloc_zeroed(&heap, layout);
+    let second = alloc(&heap, layout);
+    for block in [first, second] {
+        fill(block, size, 0xa5);
+        free(&heap, block, layout);
+    }
+    // SAFETY: a block of the heap's, which has it and writes nothing else to it.
+    let is_cleared = |block: *mut u8| unsafe { block.add(size - 1).read_volatile() == 0 };
+    wait_until("one of them is cleared", || is_cleared(first) || is_cleared(second));
+    let (cleared, dirty) = if is_cleared(first) { (first, second) } else { (second, first) };
+    assert!(!is_cleared(dirty));
+    assert_eq!(alloc_zeroed(&heap, layout), cleared);
+    assert_eq!(heap.stats().pending.blocks, 1);
+    // And where nobody wants a zeroed one it serves as any other.
+    free(&heap, cleared, layout);
+    assert_eq!([alloc(&heap, layout), alloc(&heap, layout)].map(|it| it == dirty), [false, true]);
+    assert_eq!(heap.stats().reused.blocks, 3);
+}
+
 #[test]
 fn realloc_within_the_class() {
     let (backing, heap) = tracked();

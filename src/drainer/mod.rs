@@ -276,7 +276,15 @@ pub(crate) fn run<B: Backing>(
             drainer.drain(inside, classes, excess, how)
         } else if now >= next_mark {
             next_mark = now + mark_every;
-            drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), how)
+            let inside =
+                drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), how);
+            for class in pending.known_classes().take_while(|class| !class.is_huge()) {
+                pending.clear_one(class, |block| {
+                    // SAFETY: a block of the class, which nobody else has.
+                    unsafe { block.as_ptr().write_bytes(0, class.bytes()) };
+                });
+            }
+            inside
         } else {
             Some(inside)
         };

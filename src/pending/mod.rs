@@ -141,6 +141,10 @@ struct Waiting {
     /// Misses since a block was last taken back.
     misses_in_a_row: AtomicU32,
     counts: Counts,
+    /// One that is all zero, or null.
+    cleared: AtomicPtr<u8>,
+    /// Whether zeroed blocks were asked for since one was cleared last.
+    wants_zeroed: AtomicBool,
     /// Whether the last one that was drained was written all over. Huge classes only.
     are_written: AtomicBool,
     age: Age,
@@ -386,9 +390,45 @@ impl Pending {
     #[inline]
     pub(crate) fn take(&self, class: Class, align: usize) -> Taken {
         let waiting = &*self.classes[class.index()];
-        let Some(block) = waiting.pop_last().or_else(|| waiting.queue.pop_young()) else {
-            return Taken::Nothing;
-        };
+        let block = waiting.pop_last().or_else(|| waiting.queue.pop_young());
+        match block.or_else(|| waiting.pop_cleared()) {
+            Some(block) => self.taken(class, block, align),
+            None => Taken::Nothing,
+        }
+    }
+
+    /// Takes back a block of `class` that has been cleared. Where there is none, there may be one the next time.
+    pub(crate) fn take_cleared(&self, class: Class, align: usize) -> Taken {
+        let waiting = &*self.classes[class.index()];
+        if !waiting.wants_zeroed.load(Ordering::Relaxed) {
+            waiting.wants_zeroed.store(true, Ordering::Relaxed);
+        }
+        match waiting.pop_cleared() {
+            Some(block) => self.taken(class, block, align),
+            None => Taken::Nothing,
+        }
+    }
+
+    /// Has one block of `class` cleared if zeroed ones were wanted lately and one has waited since the last part of a
+    /// delay. Only the drainer may call it.
+    pub(crate) fn clear_one(&self, class: Class, clear: impl FnOnce(&Block)) {
+        let waiting = &*self.classes[class.index()];
+        let has_waited = waiting.age.marks[0].load(Ordering::Relaxed) > 0;
+        if !has_waited
+            || !waiting.cleared.load(Ordering::Relaxed).is_null()
+            || !waiting.wants_zeroed.swap(false, Ordering::Relaxed)
+        {
+            return;
+        }
+        if let Some(block) = waiting.queue.pop_old().or_else(|| waiting.pop_last()) {
+            clear(&block);
+            // Nobody else puts one there. Release pairs with the Acquire in `pop`: the zeros.
+            waiting.cleared.store(block.0, Ordering::Release);
+        }
+    }
+
+    fn taken(&self, class: Class, block: Block, align: usize) -> Taken {
+        let waiting = &*self.classes[class.index()];
         waiting.note_low_water();
         if block.0.addr() & (align - 1) != 0 {
             self.left(class, &waiting.counts.paid_back);
@@ -460,7 +500,8 @@ impl Pending {
         count: impl FnOnce(&Counts) -> &AtomicU64,
     ) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let block = waiting.queue.pop_old().or_else(|| waiting.pop_last())?;
+        let block = waiting.queue.pop_old().or_else(|| waiting.pop_last());
+        let block = block.or_else(|| waiting.pop_cleared())?;
         self.left(class, count(&waiting.counts));
         waiting.note_low_water();
         Some(block)
@@ -502,17 +543,16 @@ impl Pending {
 impl Waiting {
     #[inline]
     fn pop_last(&self) -> Option<Block> {
-        // The cheap look first: a miss should not take the cache line away from those who put.
-        if self.last.load(Ordering::Relaxed).is_null() {
-            return None;
-        }
-        // Acquire pairs with the Release half of the swap in `put`.
-        let ptr = self.last.swap(ptr::null_mut(), Ordering::Acquire);
-        (!ptr.is_null()).then_some(Block(ptr))
+        pop(&self.last)
+    }
+
+    fn pop_cleared(&self) -> Option<Block> {
+        pop(&self.cleared)
     }
 
     fn len(&self) -> usize {
-        self.queue.len() + usize::from(!self.last.load(Ordering::Relaxed).is_null())
+        let n_in = |slot: &AtomicPtr<u8>| usize::from(!slot.load(Ordering::Relaxed).is_null());
+        self.queue.len() + n_in(&self.last) + n_in(&self.cleared)
     }
 
     #[inline]
@@ -526,6 +566,18 @@ impl Waiting {
             }
         }
     }
+}
+
+/// Takes the block in a slot, if there is one.
+#[inline]
+fn pop(slot: &AtomicPtr<u8>) -> Option<Block> {
+    // The cheap look first: a miss should not take the cache line away from those who put.
+    if slot.load(Ordering::Relaxed).is_null() {
+        return None;
+    }
+    // Acquire pairs with the Release half of the swap in `put`, and with `clear_one`.
+    let ptr = slot.swap(ptr::null_mut(), Ordering::Acquire);
+    (!ptr.is_null()).then_some(Block(ptr))
 }
 
 impl Age {
