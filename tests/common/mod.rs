@@ -152,7 +152,13 @@ pub(crate) fn finish(mut command: Command, secs: u64) -> Output {
         kill_all_of(&mut child);
     }
     let status = child.wait().unwrap();
-    let output = Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() };
+    let stdout = stdout.join().unwrap();
+    let mut stderr = stderr.join().unwrap();
+    // QEMU's own words about a program that a signal ended.
+    if let Some(at) = stderr.find("qemu: uncaught target signal") {
+        stderr.truncate(at);
+    }
+    let output = Output { status, stdout, stderr };
     assert!(ended, "hung: killed after {secs} s, {output:?}, threads {seen}");
     output
 }

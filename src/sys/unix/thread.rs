@@ -11,6 +11,8 @@ use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::stay_loaded;
+
 /// Starts a detached thread, which runs `main(argument)`.
 ///
 /// # Safety
@@ -85,6 +87,10 @@ pub(crate) fn at_thread_exit(
     // Relaxed, here and below: see `thread_word`.
     let mut known = KEY.load(Ordering::Relaxed);
     if known == 0 {
+        // A thread that exits calls the handler also where this is part of a library that has been unloaded.
+        if !stay_loaded() {
+            return false;
+        }
         let mut key = 0;
         // SAFETY: a live variable, and a function that stays for as long as this crate is loaded.
         if unsafe { libc::pthread_key_create(&mut key, Some(handler)) } != 0 {

@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use windows_sys::Win32::System::SystemServices::{DLL_PROCESS_DETACH, DLL_THREAD_DETACH};
-use windows_sys::Win32::System::Threading::{TLS_OUT_OF_INDEXES, TlsAlloc, TlsSetValue};
+use windows_sys::Win32::System::Threading::{TlsAlloc, TlsSetValue};
 
 type Callback = unsafe extern "system" fn(*mut c_void, u32, *mut c_void);
 
@@ -138,8 +138,8 @@ pub(crate) fn at_thread_exit(
         HANDLER.store((handler as *const ()).cast_mut(), Ordering::Relaxed);
         // SAFETY: may be called at any time.
         let new = match unsafe { TlsAlloc() } {
-            // It is not given back: a program that has used so many up has lost little by it.
-            TLS_OUT_OF_INDEXES | IN_BLOCK.. => NONE_LEFT,
+            // Or `TLS_OUT_OF_INDEXES`. It is not given back: a program that has used so many up has lost little by it.
+            IN_BLOCK.. => NONE_LEFT,
             new => new + 1,
         };
         index = INDEX
