@@ -290,14 +290,14 @@ pub(crate) fn run<B: Backing>(
         };
         let is_owner = BURSTS.is_owned_by(owner);
         let inside = match inside {
-            Some(inside) if is_owner && (everything || now >= next_burst_round) => {
+            Some(inside) if is_owner && (everything || make_room || now >= next_burst_round) => {
                 next_burst_round = now + BURST_ROUND;
                 if activity.bursts_changed() {
                     last_burst = Some(now);
                     active_at = now;
                     has_worked = true;
                 }
-                drainer.drain_bursts(inside, everything, &mut is_burst_left)
+                drainer.drain_bursts(inside, everything || make_room, &mut is_burst_left)
             }
             other => other,
         };
@@ -485,8 +485,9 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
     // SAFETY: the block is `class.bytes()` large, and nobody else has it.
     unsafe {
         if class.is_huge() {
-            pending.note_written(class, huge::is_written(ptr));
-            pending.note_released(huge::unmap(ptr));
+            let unmapped = huge::unmap(ptr);
+            pending.note_written(class, unmapped.was_written);
+            pending.note_released(unmapped.released);
             return;
         }
         if backing.unmaps_on_free(layout) {

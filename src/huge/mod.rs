@@ -108,38 +108,43 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
     block
 }
 
-/// Pages of a block that are looked at to tell whether it was written all over.
-const SAMPLES: usize = 16;
+/// Pages of a block that are looked at, evenly spread, to tell how much of it has memory behind it: 64 take some 10 us.
+const SAMPLES: usize = 64;
 
-/// Whether most of a huge block has memory behind it, as far as a few of its pages tell.
-///
-/// # Safety
-/// `block` is a huge block.
-pub(crate) unsafe fn is_written(block: *mut u8) -> bool {
-    let stride = TABLE.len(block) / SAMPLES / sys::page_bytes() * sys::page_bytes();
-    // The last page of each part: a block that is filled from its beginning is not yet full there.
-    let mut samples = (1..=SAMPLES).map(|i| block.wrapping_add(i * stride - sys::page_bytes()));
-    // SAFETY: pages of the mapping.
-    samples.all(|page| unsafe { sys::is_resident(page) })
+/// What became of a block that was given back.
+#[derive(Debug)]
+pub(crate) struct Unmapped {
+    pub(crate) released: Released,
+    /// Whether it had been written all over, as far as a few of its pages told.
+    pub(crate) was_written: bool,
 }
 
-/// Gives a block back to the system, piece by piece first, see `sys`.
+/// Gives a block back to the system. One that is mostly written goes piece by piece first, see `sys`; of one that is not,
+/// each piece would cost more than the pages that are in it, and interrupt the other threads.
 ///
 /// # Safety
 /// `block` is a huge block that its holder gives up.
-pub(crate) unsafe fn unmap(block: *mut u8) -> Released {
+pub(crate) unsafe fn unmap(block: *mut u8) -> Unmapped {
     let len = TABLE.len(block);
     debug_assert!(len != 0);
+    let page = sys::page_bytes();
+    let stride = len / SAMPLES / page * page;
+    // The last page of each part: of a block that is filled from its beginning the last one is the last to come.
+    let samples = (1..=SAMPLES).map(|i| block.wrapping_add(i * stride - page));
+    // SAFETY: pages of the mapping, which has at least one for each sample.
+    let n_resident = samples.filter(|&page| unsafe { sys::is_resident(page) }).count();
     // First: once it is unmapped another thread's may come to lie there.
     TABLE.set(block, 0);
+    let mut released = Released::default();
     // SAFETY: the caller's mapping.
-    let released = unsafe {
-        let released = sys::release_in_pieces(block, len);
+    unsafe {
+        if n_resident > 0 || !sys::KNOWS_RESIDENT {
+            released = sys::release_in_pieces(block, len);
+        }
         sys::unmap(block, len);
-        released
-    };
+    }
     N_BLOCKS.fetch_sub(1, Ordering::Relaxed);
-    released
+    Unmapped { released, was_written: n_resident == SAMPLES }
 }
 
 /// Makes a block `len` bytes long, whole units, in its place or another; what is added is zero. Null when refused, and

@@ -16,8 +16,8 @@
 //! blocks. No clock is read and nothing is stamped on the threads that free.
 //!
 //! A program that needs the same blocks every 300 ms would have them given back and faulted in each time. So where a
-//! class is wanted again within a delay of having given blocks back, it keeps them twice as long from then on, up to
-//! four delays; and half as long after each time that nobody missed them.
+//! class is wanted again within four delays of having given blocks back, it keeps them twice as long from then on, up
+//! to those four; and half as long after each time that nobody missed them.
 
 mod class;
 mod queue;
@@ -449,7 +449,7 @@ impl Pending {
     /// Notes that `bytes` are allocated anew; true where so much was that what waits is of sizes that the program has
     /// left behind.
     pub(crate) fn note_anew(&self, bytes: usize) -> bool {
-        let waiting = self.bytes();
+        let waiting = self.bytes() + BURSTS.bytes();
         if waiting == 0 {
             return false;
         }
@@ -612,7 +612,7 @@ impl Age {
         }
         let (kept, parts) = if missed != self.missed_then.load(Ordering::Relaxed) {
             ((kept * 2).min(KEPT_MAX), 0)
-        } else if parts > MARKS_PER_DELAY {
+        } else if parts > KEPT_MAX {
             ((kept / 2).max(MARKS_PER_DELAY), 0)
         } else {
             (kept, parts + 1)

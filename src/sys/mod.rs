@@ -27,7 +27,8 @@
 //!   where the system has not got round to it, as it was; on Linux it is zero.
 //! - `want_huge_pages(ptr, len)`, `make_ready(ptr, len)`: wishes, which are granted or not. Huge pages behind a mapping;
 //!   memory behind pages before they are touched.
-//! - `is_resident(page)`: whether a page of a mapping has memory behind it; false where the system does not say.
+//! - `is_resident(page)`: whether a page of a mapping has memory behind it; false where the system does not say, which is
+//!   so but if `KNOWS_RESIDENT`.
 //! - `resident_bytes()`: of the process; `None` where the system does not say.
 //! - `memory_limit()`: bytes that the process may use: the machine's, or its container's if that has fewer. `None`
 //!   where nobody says.
@@ -81,12 +82,12 @@ mod unix;
     reason = "the whole contract, whether a target makes use of it all or not"
 )]
 pub(crate) use system::{
-    CAN_DEFER, Errno, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork,
-    at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one, grow_in_place,
-    has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed, memory_limit,
-    monotonic_ns, move_mapping, name_thread, page_bytes, process_cpu_ns, release_in_pieces,
-    replace_file, resident_bytes, start_thread, stay_loaded, thread_cpu_clock, thread_cpu_ns,
-    thread_word, unmap, want_huge_pages, write_stderr,
+    CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
+    at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
+    grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed,
+    memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, process_cpu_ns,
+    release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded, thread_cpu_clock,
+    thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
 };
 
 /// What was asked of the system to give pages back.

@@ -91,6 +91,9 @@ pub(crate) unsafe fn want_huge_pages(_ptr: *mut u8, _len: usize) {}
 /// See `sys`.
 pub(crate) unsafe fn make_ready(_ptr: *mut u8, _len: usize) {}
 
+/// Whether `is_resident` can be true.
+pub(crate) const KNOWS_RESIDENT: bool = false;
+
 /// # Safety
 /// None is needed: nothing is ever mapped here.
 pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {

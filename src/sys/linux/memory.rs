@@ -77,6 +77,9 @@ pub(crate) unsafe fn make_ready(ptr: *mut u8, len: usize) {
     unsafe { libc::madvise(ptr.cast(), len, MADV_POPULATE_WRITE) };
 }
 
+/// Whether `is_resident` can be true.
+pub(crate) const KNOWS_RESIDENT: bool = true;
+
 /// # Safety
 /// `page` is the first byte of a page of a mapping.
 pub(crate) unsafe fn is_resident(page: *mut u8) -> bool {

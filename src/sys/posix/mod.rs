@@ -21,7 +21,10 @@ pub(super) use special::{environment, is_in_program, take_signal};
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
 
-/// Whether huge pages would serve a block is asked for their sake alone, and they are no wish here.
+/// Whether `is_resident` can be true.
+pub(crate) const KNOWS_RESIDENT: bool = false;
+
+/// Asked for the sake of huge pages and of pieces, of which the other systems have less.
 ///
 /// # Safety
 /// `page` is the first byte of a page of a mapping.

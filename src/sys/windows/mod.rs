@@ -55,7 +55,10 @@ pub(crate) fn page_bytes() -> usize {
     system().dwPageSize as usize
 }
 
-/// Whether huge pages would serve a block is asked for their sake alone, and they are no wish here.
+/// Whether `is_resident` can be true.
+pub(crate) const KNOWS_RESIDENT: bool = false;
+
+/// Asked for the sake of huge pages and of pieces, of which the other systems have less.
 ///
 /// # Safety
 /// `page` is the first byte of a page of a mapping.
