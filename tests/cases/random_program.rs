@@ -4,7 +4,7 @@
 //! Each program is a child process of half a second under a watchdog. `RANDOM_SECS` says for how long programs are run on
 //! each allocator underneath, `RANDOM_SEED` runs one again; which one failed is printed.
 //!
-//! Seen to fail: see the list of deliberate bugs in `tests/README.md`.
+//! Seen to fail: with the parent's gate kept in a forked child, and with chunks given back whose last slot is not cleared.
 
 use crate::common;
 
@@ -206,6 +206,9 @@ fn fork_off<B: Backing>(place: Place<'_, B>, worker: &mut Worker<'_, B>) {
         worker.finish();
         new_worker(place, 1).finish();
         assert!(shadow.is_empty());
+        nearly_start(place.heap);
+        nearly_start(place.heap);
+        assert!(place.heap.stats().drainer_running);
         settled(place.heap);
     });
     wait_ok(fork(CHILD_SECS, body));
