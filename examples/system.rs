@@ -6,15 +6,26 @@
 //! DEFERFREE=off cargo run --release --example system
 //! ```
 
+// On Windows it does not know a block by its address alone.
+#[cfg(unix)]
 use std::alloc::System;
+#[cfg(unix)]
 use std::time::Instant;
 
+#[cfg(unix)]
 use deferfree::DeferFree;
 
 /// From 64 KiB on: under glibc the frees that call the system begin at 128 KiB.
+#[cfg(unix)]
 #[global_allocator]
 static GLOBAL: DeferFree<System> = DeferFree::with_backing(System).threshold(64 << 10);
 
+#[cfg(not(unix))]
+fn main() {
+    println!("`System` is a backing on Unix alone");
+}
+
+#[cfg(unix)]
 fn main() {
     let mut buffers: Vec<Vec<u8>> = (0..256).map(|n| vec![n as u8 | 1; 1 << 20]).collect();
     let start = Instant::now();

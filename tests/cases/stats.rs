@@ -124,7 +124,8 @@ fn json() {
     assert_eq!(config["threshold_bytes"], 256 * KIB);
     let (drainer, process) = (&report["drainer_cpu_ns"], &report["process_cpu_ns"]);
     let (drainer, process) = (drainer.as_u64().unwrap(), process.as_u64().unwrap());
-    assert!(drainer > 0 && drainer <= process, "{report}");
+    // Windows counts a thread's time in ticks of its clock.
+    assert!((drainer > 0 || cfg!(windows)) && drainer <= process, "{report}");
     assert!(report["advice"].as_str().unwrap().ends_with('.'), "{report}");
 }
 
