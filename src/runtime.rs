@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use self::shortage::Giver;
 use crate::backing::Backing;
-use crate::burst::local::Local;
+use crate::burst::local::{self, Local};
 use crate::burst::{BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good, work};
@@ -265,6 +265,7 @@ impl<B: Backing> Runtime<B> {
     /// As `alloc`, when nothing of the class waits.
     #[cold]
     fn alloc_missed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
+        local::end_rest();
         self.prepare(class);
         let misses = self.pending.note_miss(class);
         if !class.is_huge() {

@@ -29,6 +29,8 @@ mod operations;
 #[cfg(target_os = "linux")]
 mod period;
 #[cfg(target_os = "linux")]
+mod parked;
+#[cfg(target_os = "linux")]
 mod phases;
 #[cfg(target_os = "linux")]
 mod preempted;

@@ -5,8 +5,8 @@ use crate::support::programs::Program;
 use crate::support::section::Bench;
 pub(crate) use crate::support::section::{PEAK_LIMIT, Section};
 use crate::{
-    busy, churn, free, growth, idle, mmap, operations, period, phases, preempted, recycle, stalls,
-    sweep, zeroed,
+    busy, churn, free, growth, idle, mmap, operations, parked, period, phases, preempted, recycle,
+    stalls, sweep, zeroed,
 };
 
 pub(crate) const CONTENDERS: [Contender; 2] = [Contender::Mimalloc, Contender::Deferfree];
@@ -18,7 +18,7 @@ pub(crate) const BENCH: Bench = Bench {
     first: operations::run,
 };
 
-const SECTIONS: [&Section; 13] = [
+const SECTIONS: [&Section; 14] = [
     &free::SECTION,
     &recycle::SECTION,
     &idle::SECTION,
@@ -31,5 +31,6 @@ const SECTIONS: [&Section; 13] = [
     &period::SECTION,
     &busy::SECTION,
     &preempted::SECTION,
+    &parked::SECTION,
     &sweep::SECTION,
 ];

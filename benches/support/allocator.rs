@@ -19,6 +19,16 @@ static DEFERFREE: DeferFree = DeferFree::new();
 #[derive(Debug)]
 pub(crate) struct Switch;
 
+impl Switch {
+    /// The calling thread is about to rest.
+    #[allow(dead_code, reason = "for the one bench that has resting threads")]
+    pub(crate) fn thread_idle() {
+        if Contender::of_this_process() == Contender::Deferfree {
+            DEFERFREE.thread_idle();
+        }
+    }
+}
+
 macro_rules! with_chosen {
     ($method:ident($($argument:expr),*)) => {
         match Contender::of_this_process() {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicUsize, Orderin
 use libmimalloc_sys as ffi;
 
 use super::Backing;
+use crate::sys;
 
 /// mimalloc, called directly.
 ///
@@ -150,6 +151,20 @@ unsafe impl Backing for Mimalloc {
         true
     }
 
+    /// Only `mi_thread_done` gives up pages that have blocks in use; `mi_collect(false)` frees the empty ones, and what
+    /// others free of the rest stays. The thread gets its next heap here and now, because that takes a lock which no
+    /// fork may see held. mimalloc's first thread has a heap for life (`theap_main`, init.c): it crashed when it allocated
+    /// again. (2.3.2 would take along heaps that the program made.)
+    fn thread_idle(&self) {
+        // SAFETY: constants, and functions for any thread but the first.
+        unsafe {
+            if ffi::mi_version() == VERSION_3 && !sys::may_be_first_thread() {
+                ffi::mi_thread_done();
+                ffi::mi_thread_init();
+            }
+        }
+    }
+
     /// See `deferred_free`.
     fn on_allocations(&self, note: Note) {
         NOTE.store(note as *mut (), Ordering::Release);
@@ -240,7 +255,8 @@ fn may_set_options() -> bool {
 
 /// Versions whose numbers of options `tests/mimalloc_options.rs` has been run on: the ones of `libmimalloc-sys` 0.1.49, with
 /// and without its feature `v2`. Any other one keeps its own settings.
-const KNOWN_VERSIONS: [c_int; 2] = [30_302, 20_302];
+const KNOWN_VERSIONS: [c_int; 2] = [VERSION_3, 20_302];
+const VERSION_3: c_int = 30_302;
 
 fn known_version() -> bool {
     // SAFETY: a constant.

@@ -78,6 +78,11 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         false
     }
 
+    /// Called on a thread that is about to rest, see [`DeferFree::thread_idle`](crate::DeferFree::thread_idle): gives up what
+    /// the allocator holds for that thread alone, so that what others free of its blocks does not stay with it. The
+    /// thread goes on as usual when it is back.
+    fn thread_idle(&self) {}
+
     /// Called once, with the allocator's first operation, unless nothing will ever be deferred. `note` is to be called
     /// every now and then by threads that allocate, about once for each 64 MiB; it may be called anywhere. From that the
     /// drainer knows that a program is at work of which it sees nothing else. Where it is not called, memory that such

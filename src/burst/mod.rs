@@ -488,6 +488,10 @@ pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
     let Some(local) = local::here() else {
         return;
     };
+    // What a thread that rests has written down is for the drainer.
+    if local.rests() {
+        return;
+    }
     // A block in the log keeps its owner, whose word that is.
     if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
         BURSTS.take_back(local, free);

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The queues are not protected like that, because the program's threads never wait: one may be lost
-//! in the middle of a push, which would make the child spin on that slot. So the child never touches
+//! in the middle of a push, and what lies behind it would never be found. So the child never touches
 //! what it inherited. Whatever belongs to an earlier *generation* counts as not started.
 //!
 //! A child made by the raw `clone` system call runs no handlers, and its generation is the parent's: it

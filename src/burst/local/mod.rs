@@ -119,6 +119,8 @@ pub(crate) struct Local {
     forced: Cell<bool>,
     /// The thread has given up its log because it ends.
     ended: Cell<bool>,
+    /// The thread has said that it rests, and has neither allocated nor freed anything since.
+    rests: Cell<bool>,
     /// BURST: the number of the owner, whose blocks may be written where the cursor is; 0 otherwise.
     writes_for: Cell<u32>,
     /// Where to write.
@@ -137,6 +139,8 @@ pub(crate) struct Local {
     mode: Cell<Mode>,
     /// BLIND after hot blocks: frees between two looks.
     far: Cell<u32>,
+    /// Before that time it need not give up again what is held for it.
+    next_rest_ns: Cell<u64>,
 }
 
 /// What the settings say of small blocks.
@@ -220,7 +224,7 @@ impl Local {
         self.cursor.set(Cursor::NOWHERE);
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.ended.get()
     }
 
@@ -241,6 +245,7 @@ impl Local {
         let looks = self.mode.get() == Mode::Bursts && !self.ended.get();
         self.go(State::Plain, if looks { all_but_one_in(LOOK_EVERY) } else { ALL });
         self.fresh.set(true);
+        self.rests.set(false);
         self.far.set(0);
     }
 
@@ -312,6 +317,34 @@ impl Local {
         self.before.set(0);
     }
 
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.get()
+    }
+
+    /// The thread rests: its next allocation goes the long way, and so does a free that would be done at once.
+    pub(crate) fn rest(&self) {
+        if matches!(self.state.get(), State::Plain | State::Blind) {
+            self.go(State::Plain, NONE);
+        }
+        self.fresh.set(false);
+        self.rests.set(true);
+    }
+
+    /// The thread allocates or frees. PLAIN once more, if that is what it was.
+    pub(crate) fn end_rest(&self) {
+        if self.rests.replace(false) && self.state.get() == State::Plain {
+            self.plain();
+        }
+    }
+
+    pub(crate) fn next_rest_ns(&self) -> u64 {
+        self.next_rest_ns.get()
+    }
+
+    pub(crate) fn set_next_rest_ns(&self, ns: u64) {
+        self.next_rest_ns.set(ns);
+    }
+
     /// A look: whether the thread has allocated since the last one. Always false outside of PLAIN.
     #[inline(always)]
     pub(crate) fn has_allocated(&self) -> bool {
@@ -325,6 +358,12 @@ impl Local {
     /// A free that goes the long way, on a thread that has been set up. `looks`: how many without an allocation
     /// between them begin a burst.
     pub(crate) fn on_free(&self, looks: u32) -> OnFree {
+        if self.rests.get() {
+            self.end_rest();
+            if self.state.get() == State::Plain {
+                return OnFree::FreeNow;
+            }
+        }
         match self.state.get() {
             State::New => OnFree::FreeNow,
             State::Plain => {
@@ -358,6 +397,7 @@ impl Local {
 
     /// An allocation that goes the long way.
     pub(crate) fn on_alloc(&self) -> OnAlloc {
+        self.end_rest();
         match self.state.get() {
             State::New => OnAlloc::Unknown,
             State::Plain => {
@@ -426,6 +466,13 @@ impl Local {
             self.plain();
             self.update_forced();
         }
+    }
+}
+
+/// The calling thread allocates something that is not small.
+pub(crate) fn end_rest() {
+    if let Some(local) = here() {
+        local.end_rest();
     }
 }
 
