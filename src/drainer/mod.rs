@@ -278,13 +278,17 @@ pub(crate) fn run<B: Backing>(
             next_mark = now + mark_every;
             let inside =
                 drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), how);
-            for class in pending.known_classes().take_while(|class| !class.is_huge()) {
-                pending.clear_one(class, |block| {
-                    // SAFETY: a block of the class, which nobody else has.
-                    unsafe { block.as_ptr().write_bytes(0, class.bytes()) };
-                });
-            }
-            inside
+            // Outside: no fork has to wait for it.
+            inside.and_then(|inside| {
+                drop(inside);
+                for class in pending.known_classes().take_while(|class| !class.is_huge()) {
+                    pending.clear_one(class, |block| {
+                        // SAFETY: a block of the class, which nobody else has.
+                        unsafe { block.as_ptr().write_bytes(0, class.bytes()) };
+                    });
+                }
+                Inside::enter()
+            })
         } else {
             Some(inside)
         };

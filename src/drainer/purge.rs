@@ -62,8 +62,7 @@ impl Schedule {
     ) -> bool {
         let at_rest = is_at_rest(now, active_at, last_burst, self.rest);
         let due = if at_rest { dirty } else { now - self.since >= self.every };
-        let is_over =
-            |last: &Purge| if last.at_rest { now - last.at >= self.rest_min } else { due };
+        let is_over = |last: &Purge| if last.at_rest { now - last.at >= REST_MAX } else { due };
         if self.last.as_ref().is_some_and(is_over) {
             self.judge(resident());
         }
