@@ -23,6 +23,10 @@ fn from_environment(name: &str, default: u64) -> u64 {
 fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usize) {
     let seed = from_environment("FUZZ_SEED", 0x00de_fe12_f4ee);
     let n_ops = from_environment("FUZZ_OPS", 4000);
+    // One allocator of a process defers small blocks.
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock();
+    wait_until("the drainer has ended", || drainers().is_empty());
     let heap = nearly_started(
         DeferFree::with_backing(backing)
             .threshold(threshold)
@@ -30,10 +34,6 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
             .delay_ms(delay_ms)
             .max_pending(max_pending),
     );
-    // One allocator of a process defers small blocks.
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock();
-    wait_until("the drainer has ended", || drainers().is_empty());
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for n in 0..THREADS {
