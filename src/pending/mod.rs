@@ -68,6 +68,8 @@ const KEPT_MAX: u32 = 4 * MARKS_PER_DELAY;
 /// changed: the share of what waits, and at least.
 const CHANGED_SHARE: usize = 32;
 const CHANGED_MIN_BYTES: usize = 16 << 20;
+/// The drainer is not woken to make room where less than that waits.
+const WORTH_BYTES: usize = 1 << 20;
 
 /// Why a block was not kept.
 #[derive(Debug)]
@@ -450,7 +452,7 @@ impl Pending {
     /// left behind.
     pub(crate) fn note_anew(&self, bytes: usize) -> bool {
         let waiting = self.bytes() + BURSTS.bytes();
-        if waiting == 0 {
+        if waiting < WORTH_BYTES {
             return false;
         }
         let missed = self.backlog.missed_bytes.load(Ordering::Relaxed).saturating_add(bytes);
