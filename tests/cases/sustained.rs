@@ -71,7 +71,9 @@ fn judged(load: fn(&AtomicBool)) {
     let mib = most_rss.map(|bytes| bytes / MIB);
     println!("    RSS by quarter, MiB: {mib:?}");
     if secs() >= 20 {
-        assert!(most_rss[3] * 10 <= most_rss[1] * 11, "MiB by quarter: {mib:?}");
+        // A tenth, and one of the chunks that mimalloc fills: the peaks of fifteen seconds differ by as much.
+        let limit = most_rss[1] / 10 * 11 + 32 * MIB;
+        assert!(most_rss[3] <= limit, "MiB by quarter: {mib:?}");
     }
     flush_to_the_last(&GLOBAL);
     let stats = GLOBAL.stats();
