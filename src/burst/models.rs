@@ -202,6 +202,9 @@ fn go_on(_: &[usize]) -> ControlFlow<()> {
 }
 
 /// Writing down, taking back, and the drainer, by the whole process's logs: the counts and the bound add up too.
+///
+/// Seen to fail where a chunk that is taken back keeps its grant, where a chunk that is left behind is not counted, and
+/// where `head_bytes` does not begin anew with a chunk.
 #[test]
 fn all_is_accounted_for() {
     const N: usize = 4;
@@ -240,7 +243,8 @@ fn all_is_accounted_for() {
 /// The process is forked while the drainer is at a log, between two of its chunks, or when it is done. The child
 /// frees what the parent's drainer had not, and as much may wait as before.
 ///
-/// Seen to fail
+/// Seen to fail where `emptying` or `held` stays as it was, where the bytes that wait are not told from the chunks that
+/// there are, where the child's drainer does not look for what the parent's had sorted, and where any allocator may claim.
 #[test]
 fn a_forked_child_finds_what_was_not_freed() {
     const N: usize = 5;
@@ -288,9 +292,7 @@ fn a_forked_child_finds_what_was_not_freed() {
 }
 
 /// The drainer falls asleep while a thread writes, as in `drainer`: `IS_ASLEEP` is D1 and F2, less ordered. If it
-/// sleeps in the end, no write was to wake it, and the next one is.
-///
-/// Seen to fail
+/// sleeps in the end, no write was to wake it, and the next one is. If not, it can sleep once the thread is quiet.
 fn sleep_while(n_before: usize, write_on: fn(&Local) -> bool) {
     check(None, 128, move || {
         let local = local();
@@ -313,6 +315,12 @@ fn sleep_while(n_before: usize, write_on: fn(&Local) -> bool) {
             BURSTS.take_back(&local, |_| ());
             assert!(BURSTS.logs.iter().all(|log| log.is_closed(&BURSTS.pool)));
             assert!(write_and_wake(&local, 4) && !IS_ASLEEP.load(Ordering::Relaxed));
+        } else {
+            BURSTS.take_back(&local, |_| ());
+            assert!(
+                BURSTS.close() && BURSTS.is_closed(),
+                "nothing is to keep it from sleeping now"
+            );
         }
     });
 }
@@ -330,7 +338,8 @@ fn write_and_wake(local: &Local, i: usize) -> bool {
     opened
 }
 
-/// Seen to fail
+/// Seen to fail without the one fence or the other, where a chunk that is opened or begun is not told of, where `close`
+/// does nothing, and where `is_closed` does not look for blocks.
 #[test]
 fn a_write_that_opens_a_log_ends_the_sleep() {
     // There is a slot left in its chunk, or none.
@@ -341,7 +350,7 @@ fn a_write_that_opens_a_log_ends_the_sleep() {
 
 /// What opened the log is gone again when the drainer looks.
 ///
-/// Seen to fail
+/// Seen to fail where `is_closed` looks for blocks alone.
 #[test]
 fn so_it_does_if_it_is_taken_back() {
     sleep_while(2, |local| {
@@ -354,7 +363,7 @@ fn so_it_does_if_it_is_taken_back() {
 
 /// More threads than there are logs hold one each, while the drainer goes through all that there are.
 ///
-/// Seen to fail
+/// Seen to fail where `grow` looks and stores instead of exchanging, and with Relaxed in it.
 #[test]
 fn each_thread_has_a_log() {
     check(Some(2), 1024, || {

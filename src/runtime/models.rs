@@ -228,6 +228,8 @@ fn a_stop_leaves_nothing() {
 }
 
 /// What is in a log keeps the drainer awake; once the log is closed, who opens it wakes the drainer.
+///
+/// Seen to fail where the first block of a chunk is written when the chunk can be found already: the drainer closed it.
 #[test]
 fn a_small_block_wakes_the_drainer() {
     check(Some(2), 160, || {

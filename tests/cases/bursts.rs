@@ -219,6 +219,12 @@ fn scopes() {
         let _scope = defer_scope();
         work(50);
     });
+    // Nor is it if the thread goes on freeing.
+    let before = bursts(heap).deferred.blocks;
+    let blocks = allocs(heap, SMALL, 1000);
+    drop(defer_scope());
+    frees(heap, SMALL, blocks);
+    assert_eq!(bursts(heap).deferred.blocks, before);
     // A scope that is forgotten lasts as long as the thread, and is no other thread's.
     let forgotten = || {
         thread::spawn(move || {

@@ -240,10 +240,15 @@ impl Local {
         self.fresh.set(false);
     }
 
+    /// `short_below` outside of bursts.
+    fn looks(&self) -> u32 {
+        let looks = self.mode.get() == Mode::Bursts && !self.ended.get();
+        if looks { all_but_one_in(LOOK_EVERY) } else { ALL }
+    }
+
     /// => PLAIN, at an allocation.
     pub(crate) fn plain(&self) {
-        let looks = self.mode.get() == Mode::Bursts && !self.ended.get();
-        self.go(State::Plain, if looks { all_but_one_in(LOOK_EVERY) } else { ALL });
+        self.go(State::Plain, self.looks());
         self.fresh.set(true);
         self.rests.set(false);
         self.far.set(0);
@@ -313,7 +318,7 @@ impl Local {
 
     /// BURST => OWING.
     fn owe(&self) {
-        self.go(State::Owing, all_but_one_in(LOOK_EVERY));
+        self.go(State::Owing, self.looks());
         self.before.set(0);
     }
 
