@@ -32,7 +32,22 @@ pub(crate) const MOVES_MAPPINGS: bool = true;
 /// `ptr` must come from one of the functions that map, with the length `old_len`.
 pub(crate) unsafe fn grow_in_place(ptr: *mut u8, old_len: usize, new_len: usize) -> bool {
     // SAFETY: the caller's. Without a flag the mapping stays where it is.
-    unsafe { libc::mremap(ptr.cast(), old_len, new_len, 0) != libc::MAP_FAILED }
+    unsafe { remap(ptr, old_len, new_len, 0, ptr::null_mut()) }
+}
+
+/// The system call `mremap`, by its number: the `libc` crate does not have it for Android.
+///
+/// # Safety
+/// Whoever uses the mapping, or the one at `to` with MREMAP_FIXED, may lose it.
+unsafe fn remap(
+    ptr: *mut u8,
+    old_len: usize,
+    new_len: usize,
+    flags: libc::c_long,
+    to: *mut u8,
+) -> bool {
+    // SAFETY: the caller's.
+    unsafe { libc::syscall(libc::SYS_mremap, ptr, old_len, new_len, flags, to) != -1 }
 }
 
 /// Moves a mapping, its pages and not what is in them, to where another one is, which goes, and makes it as long as that
@@ -48,12 +63,11 @@ pub(crate) unsafe fn move_mapping(
     to: *mut u8,
     new_len: usize,
 ) -> bool {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // linux/mman.h
+    const MREMAP_MAYMOVE: libc::c_long = 1;
+    const MREMAP_FIXED: libc::c_long = 2;
     // SAFETY: the caller's. What is replaced is the second mapping.
-    unsafe {
-        libc::mremap(ptr.cast(), old_len, new_len, flags, to.cast::<libc::c_void>())
-            != libc::MAP_FAILED
-    }
+    unsafe { remap(ptr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to) }
 }
 
 /// Asks for huge pages behind a mapping.

@@ -50,17 +50,13 @@ pub(crate) fn is_privileged() -> bool {
 pub(crate) fn has_one_cpu() -> bool {
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: a buffer of the given size, all zeros of which are a valid set.
-    let n_cpus = unsafe {
-        if libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr())
+    let has_one = unsafe {
+        // It fails where there are more CPUs than the set has room for.
+        libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr())
             == 0
-        {
-            libc::CPU_COUNT(cpus.assume_init_ref())
-        } else {
-            // More CPUs than the set has room for.
-            libc::CPU_SETSIZE
-        }
+            && libc::CPU_COUNT(cpus.assume_init_ref()) == 1
     };
-    n_cpus == 1 || groups::n_cpus().is_some_and(|n_cpus| n_cpus < 2)
+    has_one || groups::n_cpus().is_some_and(|n_cpus| n_cpus < 2)
 }
 
 /// The clock that runs with the calling thread's CPU time.

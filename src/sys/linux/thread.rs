@@ -14,6 +14,8 @@ pub(crate) fn name_thread(name: &CStr) {
 /// It has inherited those of the thread that happened to start it, which may be a real-time one pinned to a CPU that
 /// nobody else is to use. What is refused stays as it is: without the right to, a thread does not become less nice.
 pub(crate) fn be_ordinary() {
+    // linux/sched.h; the `libc` crate does not have it for Android.
+    const SCHED_OTHER: c_int = 0;
     // A priority of 0. musl's has more fields, which the kernel does not know.
     let ordinary = MaybeUninit::<libc::sched_param>::zeroed();
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::uninit();
@@ -23,7 +25,7 @@ pub(crate) fn be_ordinary() {
         let first = libc::getpid();
         let policy = match libc::syscall(libc::SYS_sched_getscheduler, first) as c_int {
             policy @ (libc::SCHED_BATCH | libc::SCHED_IDLE) => policy,
-            _ => libc::SCHED_OTHER,
+            _ => SCHED_OTHER,
         };
         libc::syscall(libc::SYS_sched_setscheduler, 0, policy, ordinary.as_ptr());
         // Counted from 1 for the least nice to 40, see getpriority(2).
