@@ -289,25 +289,28 @@ fn alignment() {
 #[test]
 fn a_miss_pays_back_first() {
     let (backing, heap) = tracked();
+    // Too little in all is allocated while something waits for the sizes to count as changed, upon which the drainer
+    // would free the rest at a moment of its own.
+    let large = alloc(&heap, layout(40 * MIB, 8));
     let blocks: Vec<_> = (0..32).map(|_| alloc(&heap, layout(MIB, 8))).collect();
     for block in blocks {
         free(&heap, block, layout(MIB, 8));
     }
     assert_eq!(heap.stats().pending.blocks, 32);
     let most = backing.live_bytes();
-    alloc(&heap, layout(8 * MIB, 8));
+    alloc(&heap, layout(4 * MIB, 8));
     let stats = heap.stats();
     // At least what was asked for, and not all of what waits for the sake of one block.
-    assert!((8..=24).contains(&stats.paid_back.blocks), "{stats:?}");
+    assert!((4..=24).contains(&stats.paid_back.blocks), "{stats:?}");
     assert!(backing.live_bytes() <= most);
     // A waiting block that is larger goes first: it makes room in one piece.
-    let large = alloc(&heap, layout(40 * MIB, 8));
     free(&heap, large, layout(40 * MIB, 8));
     let before = heap.stats();
-    alloc(&heap, layout(12 * MIB, 8));
+    alloc(&heap, layout(6 * MIB, 8));
     let stats = heap.stats();
     assert_eq!(stats.paid_back.blocks, before.paid_back.blocks + 1);
     assert_eq!(stats.paid_back.bytes, before.paid_back.bytes + 40 * MIB as u64);
+    assert_eq!(stats.drained.blocks, 0);
     check_sums(&stats);
 }
 
