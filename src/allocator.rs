@@ -100,8 +100,8 @@ const START_BYTES: usize = if TINY { 0 } else { 16 << 20 };
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
-/// From here on an allocation below the threshold is compared with what waits. What smaller ones need is told by
-/// [`work`].
+/// From here on blocks below the threshold are neither deferred nor written down. What they come to is noted, so that the
+/// drainer knows of them; what smaller ones need is told by [`work`].
 const MEDIUM_BYTES: usize = SMALL_BYTES;
 /// A thread gives up what is held for it at most so seldom that this takes one part in so many of its time. (Tens of
 /// thousands of requests a second with a rest after each would take a quarter otherwise.)
@@ -555,16 +555,49 @@ impl<B: Backing> DeferFree<B> {
     #[inline(always)]
     unsafe fn dealloc_any(&self, ptr: *mut u8, layout: Layout, threshold: usize) {
         let size = layout.size();
-        if size < SMALL_BYTES && size < threshold && local::hash(ptr) >= local::short_below() {
+        if size >= threshold {
+            if let Some(class) = Self::class_of(ptr, layout) {
+                // SAFETY: a block of this class, in whatever phase it was allocated.
+                return unsafe { self.free_large(class, ptr, layout) };
+            }
+        } else if size >= MEDIUM_BYTES {
+            self.note_medium_free(size);
+        } else if local::hash(ptr) >= local::short_below() {
             // SAFETY: the caller's block.
             return unsafe { Self::write_down(ptr, size, self) };
         }
-        if let Some(class) = (size >= threshold).then(|| Self::class_of(ptr, layout)).flatten() {
-            // SAFETY: a block of this class, in whatever phase it was allocated.
-            return unsafe { self.free_large(class, ptr, layout) };
-        }
         // SAFETY: the caller's block; every block comes from the backing.
         unsafe { self.backing.dealloc(ptr, layout) };
+    }
+
+    /// The drainer sees nothing of such a block, but what it leaves is to go back to the system as well.
+    #[inline(always)]
+    fn note_medium_free(&self, bytes: usize) {
+        if let Some(freed_bytes) = local::here().and_then(|local| local.note_medium_free(bytes)) {
+            self.hear_of_medium_frees(freed_bytes);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hear_of_medium_frees(&self, freed_bytes: u64) {
+        match self.phase.get() {
+            Phase::Running(runtime) => {
+                work::note_frees();
+                runtime.wake_drainer();
+            }
+            // To ask for the resident set takes a system call or two: with twice the bytes each time.
+            Phase::Off if freed_bytes.is_power_of_two() => self.start_if_resident(),
+            Phase::Off | Phase::Starting | Phase::Failed => {}
+        }
+    }
+
+    /// Starts the drainer where there is something that it can give back.
+    fn start_if_resident(&self) {
+        let is_on = self.threshold.load(Ordering::Relaxed) != SWITCHED_OFF;
+        if is_on && sys::resident_bytes().is_some_and(|bytes| bytes >= work::WORTH_BYTES) {
+            self.start();
+        }
     }
 
     /// # Safety

@@ -291,8 +291,13 @@ impl<B: Backing> Runtime<B> {
 
     /// The program is at work, and the drainer may be asleep.
     pub(crate) fn note_work(&self) {
-        self.control.wake_if_asleep(&self.pending);
+        self.wake_drainer();
         self.note_anew(work::NOTED_BYTES);
+    }
+
+    /// Wakes the drainer if it is asleep.
+    pub(crate) fn wake_drainer(&self) {
+        self.control.wake_if_asleep(&self.pending);
     }
 
     /// Sees to it that blocks of `class` can wait.

@@ -93,12 +93,8 @@ impl<B: Backing> DeferFree<B> {
     fn hear_of_work(&self) {
         match self.phase.get() {
             Phase::Running(runtime) => runtime.note_work(),
-            Phase::Off if self.threshold.load(Ordering::Relaxed) != SWITCHED_OFF => {
-                if sys::resident_bytes().is_some_and(|bytes| bytes >= work::WORTH_BYTES) {
-                    self.start();
-                }
-            }
-            Phase::Off | Phase::Starting | Phase::Failed => {}
+            Phase::Off => self.start_if_resident(),
+            Phase::Starting | Phase::Failed => {}
         }
     }
 

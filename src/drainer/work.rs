@@ -23,6 +23,11 @@ pub(crate) fn note() {
     IS_NEW.store(true, Ordering::Relaxed);
 }
 
+/// Notes that blocks were freed that are neither large nor small.
+pub(crate) fn note_frees() {
+    N_NOTES.fetch_add(1, Ordering::Relaxed);
+}
+
 /// A number that changes with each note.
 pub(super) fn n_notes() -> u64 {
     N_NOTES.load(Ordering::Relaxed)

@@ -90,6 +90,8 @@ pub(crate) const JUDGED: usize = 128;
 /// A thread that allocates once for so many blocks that wait does so in earnest. With 16 a structure that was built anew
 /// at once had grown by up to a third beside the one before; with 64 and with 256 it has not.
 const BLOCKS_PER_ALLOC: u64 = 64;
+/// The drainer hears of so many bytes of blocks between small and large: four blocks or more.
+const NOTED_BYTES: u64 = 1 << 20;
 /// Fewer allocations than these are never in earnest.
 const FEW_ALLOCS: u32 = 16;
 /// So many allocations with fewer frees than these between them end a burst.
@@ -141,6 +143,8 @@ pub(crate) struct Local {
     far: Cell<u32>,
     /// Before that time it need not give up again what is held for it.
     next_rest_ns: Cell<u64>,
+    /// Bytes of the blocks between small and large that the thread has freed.
+    medium_bytes: Cell<u64>,
 }
 
 /// What the settings say of small blocks.
@@ -348,6 +352,17 @@ impl Local {
 
     pub(crate) fn set_next_rest_ns(&self, ns: u64) {
         self.next_rest_ns.set(ns);
+    }
+
+    /// The thread frees a block between small and large. Once for each [`NOTED_BYTES`]: how many bytes they have come
+    /// to, in whole ones.
+    #[inline(always)]
+    pub(crate) fn note_medium_free(&self, bytes: usize) -> Option<u64> {
+        let before = self.medium_bytes.get();
+        let after = before.wrapping_add(bytes as u64);
+        self.medium_bytes.set(after);
+        let whole = after & !(NOTED_BYTES - 1);
+        (before < whole).then_some(whole)
     }
 
     /// A look: whether the thread has allocated since the last one. Always false outside of PLAIN.
