@@ -82,7 +82,9 @@ impl Options {
 
 fn directory_after(option: &str, argument: Option<String>) -> Result<PathBuf, String> {
     let directory = argument.filter(|argument| !argument.starts_with('-'));
-    directory.map(PathBuf::from).ok_or_else(|| format!("{option} takes a directory"))
+    let directory = directory.ok_or_else(|| format!("{option} takes a directory"))?;
+    // Cargo starts a bench in its package's directory, and not in that in which the command was given.
+    Ok(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(directory))
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<(), String> {

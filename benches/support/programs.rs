@@ -67,7 +67,8 @@ impl Programs {
 
 /// The executables of bench targets, by name. Built as this program was: for `cargo bench`, or in a
 /// debug build for `cargo test`. A target directory or a profile that was named on the command line
-/// is not known here; in the environment it is.
+/// is not known here; in the environment it is. The whole repository's manifest: for one package alone cargo may
+/// choose other features of what both depend on, and compile that once more.
 fn build(targets: &[&str]) -> Result<HashMap<String, PathBuf>, String> {
     if targets.is_empty() {
         return Ok(HashMap::new());
@@ -76,7 +77,7 @@ fn build(targets: &[&str]) -> Result<HashMap<String, PathBuf>, String> {
     let output = Command::new(cargo)
         .arg(if cfg!(debug_assertions) { "test" } else { "bench" })
         .args(["--quiet", "--no-run", "--message-format=json"])
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")])
         .args(targets.iter().flat_map(|target| ["--bench", target]))
         .stderr(Stdio::inherit())
         .output()
