@@ -1,12 +1,14 @@
 //! The bench `bursts` on mimalloc that frees nothing; see `bursts/main.rs`.
 
-#[cfg_attr(target_os = "linux", path = "bursts/program.rs")]
-#[cfg_attr(not(target_os = "linux"), path = "bursts/elsewhere.rs")]
-mod program;
+#[path = "support/floor.rs"]
+mod floor;
+#[cfg_attr(target_os = "linux", path = "bursts/bench.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "support/elsewhere.rs")]
+mod bench;
 
 #[global_allocator]
-static GLOBAL: program::floor::Floor = program::floor::Floor;
+static GLOBAL: floor::Floor = floor::Floor;
 
 fn main() -> std::process::ExitCode {
-    program::contender("bursts_floor")
+    bench::contender()
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::rounds::{Rounds, Taken};
 use super::support::children::{Case, Report, Results};
 use super::support::contender::Contender;
-use super::support::section::{PEAK_LIMIT, Section};
+use super::support::section::Section;
 use super::support::structures::{Structure, all};
 use super::support::table::{Column, MS, bar_each, column};
 use super::support::timing::{Latencies, nanos};
@@ -32,7 +32,7 @@ pub(crate) const SECTION: Section = Section {
         Contender::DeferfreeOff,
         Contender::BurstsOff,
     ],
-    peak_limit: PEAK_LIMIT,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 5] = [

@@ -17,13 +17,13 @@
 //! is instructions that are counted here. The price is that the programs may differ in where the
 //! compiler and the linker put things.
 
-#[cfg_attr(target_os = "linux", path = "program.rs")]
-#[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
-mod program;
+#[cfg_attr(target_os = "linux", path = "bench.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "../support/elsewhere.rs")]
+mod bench;
 
 #[global_allocator]
 static GLOBAL: deferfree::DeferFree = deferfree::DeferFree::new();
 
 fn main() -> std::process::ExitCode {
-    program::main_with(|| GLOBAL.stats().bursts.deferred.blocks)
+    bench::main_with(|| GLOBAL.stats().bursts.deferred.blocks)
 }

@@ -20,15 +20,15 @@ pub(crate) const SETS: [Set; 5] = [
 ];
 
 /// Sizes of a request's blocks: 16 to 512 bytes, small ones more often.
-const SMALLEST: f64 = 16.0;
-const DOUBLINGS: f64 = 5.0;
+const SMALLEST: usize = 16;
+const LARGEST: usize = 512;
 
 pub(crate) fn requests(n_requests: usize, n_set: usize) {
     let mut random = Random(1);
     let mut set: Vec<Vec<u8>> = Vec::with_capacity(n_set);
     for _ in 0..n_requests {
         for i in 0..n_set {
-            let size = (SMALLEST * (random.unit() * DOUBLINGS).exp2()) as usize;
+            let size = random.size(SMALLEST, LARGEST);
             let mut block = Vec::with_capacity(size);
             block.resize(size.min(64), i as u8);
             set.push(block);

@@ -21,6 +21,7 @@ pub(crate) const SECTION: Section = Section {
     bars,
     contenders: &[Mimalloc, Floor, Deferfree],
     peak_limit: f64::INFINITY,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 8] = [

@@ -21,8 +21,8 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("row", &COLUMNS)],
     bars,
-    contenders: &[Mimalloc, Deferfree],
     peak_limit: f64::INFINITY,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 7] = [

@@ -6,7 +6,7 @@ use super::rounds::MOST;
 use super::row::row;
 use super::support::children::{Case, Results};
 use super::support::contender::Contender;
-use super::support::section::{PEAK_LIMIT, Section};
+use super::support::section::Section;
 use super::support::structures::STRUCTURES;
 use super::support::table::{Column, MS, column};
 use super::support::{KIB, MIB, Scale};
@@ -14,12 +14,9 @@ use super::support::{KIB, MIB, Scale};
 pub(crate) const SECTION: Section = Section {
     name: "sizes",
     about: "a list and a tree of so many thousand nodes, built and dropped 20 times in a row",
-    repetitions: 1,
     cases,
     tables: &[("sizes", &COLUMNS)],
-    bars: |_: &Results| {},
-    contenders: &[Contender::Mimalloc, Contender::Deferfree],
-    peak_limit: PEAK_LIMIT,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 2] = [column("drop", "drop ms", MS, 2), column("wall", "wall ms", MS, 0)];

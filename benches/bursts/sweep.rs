@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::requests::{SETS, requests};
 use super::support::children::{Case, Report, Results};
 use super::support::contender::Contender;
-use super::support::section::{PEAK_LIMIT, Section};
+use super::support::section::Section;
 use super::support::structures::STRUCTURES;
 use super::support::table::{Column, MS, ONE, US, column};
 use super::support::timing::{Latencies, nanos};
@@ -24,9 +24,7 @@ pub(crate) const SECTION: Section = Section {
     repetitions: 3,
     cases,
     tables: &[("sweep", &COLUMNS)],
-    bars: |_: &Results| {},
-    contenders: &[Contender::Mimalloc, Contender::Deferfree],
-    peak_limit: PEAK_LIMIT,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 7] = [

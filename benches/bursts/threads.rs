@@ -25,8 +25,8 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("threads", &COLUMNS)],
     bars,
-    contenders: &[Mimalloc, Deferfree],
     peak_limit: 1.15,
+    ..super::SECTION
 };
 
 const COLUMNS: [Column; 8] = [
@@ -107,11 +107,7 @@ fn measure(pattern: Pattern, work: Work, report: &mut Report) {
     let (taken, ()) = Taken::by(|| pattern(&work));
     taken.report(report);
     let drops = work.drops.lock().expect("no thread panics");
-    report.put("n", drops.count() as f64);
-    report.put("p50", drops.median());
-    report.put_some("p90", drops.quantile(0.9));
-    report.put_some("p99", drops.quantile(0.99));
-    report.put("max", drops.max());
+    report.put_waits(&drops);
     let (rss, _) = *work.rss.lock().expect("no thread panics");
     let most = |rounds: &[u64]| rounds.iter().copied().max().unwrap_or(0) as f64;
     report.put("early", most(&rss[3..8]));

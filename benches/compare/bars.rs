@@ -1,10 +1,10 @@
 //! The bars that this crate is held to: what this bench shows of them, and which bench shows the rest.
 
-use crate::record::Record;
-use crate::report::significant;
-use crate::support::children::Results;
-use crate::support::contender::Contender::{self, Deferfree, JemallocBackground, Mimalloc};
-use crate::support::table::{MIB, NOISE, ratio};
+use super::record::Record;
+use super::report::significant;
+use super::support::children::Results;
+use super::support::contender::Contender::{self, Deferfree, JemallocBackground, Mimalloc};
+use super::support::table::{MIB, NOISE, ratio};
 
 pub(crate) struct Bar {
     pub(crate) what: &'static str,
@@ -42,7 +42,8 @@ pub(crate) fn rows(record: &Record) -> Vec<Bar> {
             Some(case.median("rss500")? / allowed)
         })
     };
-    let every_section: Vec<&str> = record.parts.iter().map(|part| part.section.name).collect();
+    let with_limit = record.parts.iter().filter(|part| part.section.peak_limit.is_finite());
+    let every_section: Vec<&str> = with_limit.map(|part| part.section.name).collect();
     let peak = worst(record, &every_section, |case| case.ratio("peak", Mimalloc));
     vec![
         elsewhere(

@@ -5,34 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::record::{Part, Record};
-use crate::support::Scale;
-use crate::support::programs::Program;
-use crate::support::section::{Bench, Section};
-use crate::{
-    bars, churn, growth, idle, pictures, pipe, record, recycle, report, request, scaling, values,
-};
-
-pub(crate) const BENCH: Bench =
-    Bench { name: "compare", sections: &SECTIONS, program: |_| Some(Program::This), first: || () };
-
-const SECTIONS: [&Section; 11] = [
-    &values::MAP,
-    &values::SHAPES,
-    &values::VEC,
-    &values::BLOCKS,
-    &idle::SECTION,
-    &request::SECTION,
-    &recycle::SECTION,
-    &pipe::SECTION,
-    &growth::SECTION,
-    &scaling::SECTION,
-    &churn::SECTION,
-];
-
-pub(crate) fn section(name: &str) -> Option<&'static Section> {
-    SECTIONS.into_iter().find(|section| section.name == name)
-}
+use super::record::{Part, Record};
+use super::sections::SECTIONS;
+use super::support::Scale;
+use super::support::children;
+use super::support::section::Bench;
+use super::{bars, pictures, record, report};
 
 struct Options {
     filter: String,
@@ -162,7 +140,7 @@ fn measure(
         }
         let so_far = begin.elapsed().as_secs();
         eprintln!("-- section {} of {}, {so_far} s so far", i + 1, chosen.len());
-        let results = section.measure(cases, scale, &programs)?;
+        let results = children::run(section, cases, scale, &programs)?;
         let part = Part { section, conditions: conditions.clone(), results };
         println!("\n{}", report::part(&part));
         record.put(part, &SECTIONS);

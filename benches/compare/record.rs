@@ -7,12 +7,12 @@ use std::ptr;
 
 use serde_json::{Map, Value, json};
 
-use crate::driver;
-use crate::support::Scale;
-use crate::support::children::Results;
-use crate::support::contender::Contender;
-use crate::support::machine;
-use crate::support::section::Section;
+use super::sections;
+use super::support::Scale;
+use super::support::children::Results;
+use super::support::contender::Contender;
+use super::support::machine;
+use super::support::section::Section;
 
 pub(crate) struct Record {
     pub(crate) scale: Scale,
@@ -93,7 +93,7 @@ pub(crate) fn parse(text: &str) -> Result<Record, String> {
 
 /// A section or a contender that there is no more is left out.
 fn part_from_json(part: &Value) -> Option<Part> {
-    let section = driver::section(part["name"].as_str()?)?;
+    let section = sections::section(part["name"].as_str()?)?;
     let pair = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].as_str()?.to_owned()));
     let conditions = array(&part["conditions"]).iter().filter_map(pair).collect();
     let mut results = Results::new(Vec::new());
@@ -126,6 +126,9 @@ pub(crate) fn conditions() -> Conditions {
     let facts = machine::facts().into_iter().map(|(name, fact)| (name.to_owned(), fact));
     let mut conditions: Conditions = facts.collect();
     let mut add = |name: &str, fact: String| conditions.push((name.to_owned(), fact));
+    // SAFETY: it only returns a constant.
+    let mimalloc = unsafe { libmimalloc_sys::mi_version() };
+    add("mimalloc", format!("{mimalloc} (its own number: 3.3.2 is 30302)"));
     add("jemalloc", jemalloc_version().unwrap_or("?".to_owned()));
     add("C library", c_library());
     add("compiler", output_of("rustc", &["--version"]));
@@ -136,7 +139,7 @@ pub(crate) fn conditions() -> Conditions {
         Some(format!("{}: {variable}={value}", contender.name()))
     };
     let settings: Vec<String> =
-        crate::contenders::ALL.iter().filter_map(of_contender).chain(inherited()).collect();
+        sections::ALL.iter().filter_map(of_contender).chain(inherited()).collect();
     add("settings", settings.join("; "));
     conditions
 }

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use crate::bars::Bar;
-use crate::record::{Part, Record};
-use crate::support::Scale;
-use crate::support::children::Results;
-use crate::support::contender::Contender;
-use crate::support::table::{Column, MIB, US, ratio};
+use super::bars::Bar;
+use super::record::{Part, Record};
+use super::support::Scale;
+use super::support::children::Results;
+use super::support::contender::Contender;
+use super::support::table::{Column, MIB, US, ratio, with_costs};
 
 /// A peer's figure that is lower than this share of deferfree's is one that the peer wins.
 const WIN: f64 = 0.9;
@@ -44,7 +44,7 @@ pub(crate) fn document(record: &Record, bars: &[Bar]) -> String {
 pub(crate) fn part(part: &Part) -> String {
     let mut text = format!("## {}\n\n{}.\n", part.section.name, sentence(part.section.about));
     for case in &part.results.cases {
-        let columns = part.section.tables.iter().flat_map(|(_, columns)| *columns);
+        let columns = part.section.tables.iter().flat_map(|(_, columns)| with_costs(columns));
         let has = |column: &&&Column| {
             let mut contenders = part.results.contenders.iter();
             contenders.any(|it| part.results.get(case, *it, column.key).is_some())

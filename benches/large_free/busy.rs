@@ -7,25 +7,25 @@ use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::Section;
-use crate::support::block::Block;
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::rss_bytes;
-use crate::support::random::Random;
-use crate::support::table::{self, Column, US, bar, column, ratio, worst};
-use crate::support::timing::Latencies;
-use crate::support::{GIB, KIB, Scale};
+use super::support::block::Block;
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::rss_bytes;
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{self, Column, US, bar, column, ratio, worst};
+use super::support::timing::Latencies;
+use super::support::{GIB, KIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "busy",
     about: "1 GiB of small messages is worked off while traffic goes on, 2000 messages a second",
-    repetitions: 1,
     cases,
     tables: &[("busy", &COLUMNS)],
     bars,
     contenders: &[Contender::Mimalloc, Contender::JemallocBackground, Contender::Deferfree],
     peak_limit: f64::INFINITY,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 6] = [

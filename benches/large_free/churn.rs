@@ -4,31 +4,31 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::memory::rss_bytes;
-use crate::support::random::Random;
-use crate::support::table::{self, Column, EMPTY, ONE, US, bar_no_slower, column};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{KIB, MIB, Scale};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::discard::discard;
+use super::support::memory::rss_bytes;
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{self, Column, EMPTY, ONE, US, bar_no_slower, column};
+use super::support::timing::{Latencies, nanos};
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "churn",
-    about: "two threads, 512 MiB live in all, 64 KiB to 16 MiB (log-uniform), pages touched",
+    about: "two threads for 6 s, 512 MiB live in all, sizes log-uniform, every page written; waits: each free",
     repetitions: 3,
     cases,
     tables: &[("churn", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 9] = [
-    column("rate", "blocks/s", ONE, 0),
-    column("per_block", "us per block", US, 2),
-    column("free_p50", "free p50 ns", ONE, 0),
-    column("free_p999", "free p99.9 us", US, 1),
+    column("per_block", "wall us a block", US, 2),
+    column("p50", "free p50 ns", ONE, 0),
+    column("p999", "p99.9 us", US, 1),
+    column("max", "max us", US, 0),
     EMPTY,
     column("rss1", "RSS 1st quarter MiB", table::MIB, 0),
     column("rss2", "2nd", table::MIB, 0),
@@ -37,19 +37,22 @@ const COLUMNS: [Column; 9] = [
 ];
 
 const THREADS: usize = 2;
-const SMALLEST: usize = 64 * KIB;
-/// 64 KiB doubled eight times is 16 MiB.
-const DOUBLINGS: f64 = 8.0;
+const LARGEST: usize = 16 * MIB;
+/// Small blocks are many, and what is live is counted in bytes: more than this many are not kept.
+const MOST_BLOCKS: usize = 64 * KIB;
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 
 fn cases(scale: Scale) -> Vec<Case> {
-    let live_bytes = scale.pick(512 * MIB, 512 * MIB, 64 * MIB);
+    let live_bytes = scale.pick(512 * MIB, 256 * MIB, 64 * MIB);
     // Rounding and what waits to be freed come on top of what lives.
-    vec![Case::new("512 MiB live", 2 * live_bytes, move |report| churn(live_bytes, scale, report))]
+    let case = |name, smallest| {
+        Case::new(name, 2 * live_bytes, move |report| churn(live_bytes, smallest, scale, report))
+    };
+    vec![case("64 KiB to 16 MiB", 64 * KIB), case("256 B to 16 MiB", 256)]
 }
 
-fn churn(live_bytes: usize, scale: Scale, report: &mut Report) {
-    let duration = Duration::from_millis(scale.pick(10_000, 2_000, 100));
+fn churn(live_bytes: usize, smallest: usize, scale: Scale, report: &mut Report) {
+    let duration = Duration::from_millis(scale.pick(6000, 500, 100));
     let n_samples = (duration.as_millis() / SAMPLE_EVERY.as_millis()) as usize;
     let mut rss = Ledger::with_capacity(n_samples);
     let stop = AtomicBool::new(false);
@@ -58,7 +61,7 @@ fn churn(live_bytes: usize, scale: Scale, report: &mut Report) {
     let mut wall_ns = 0;
     thread::scope(|scope| {
         let stop = &stop;
-        let run = |seed| move || churn_thread(live_bytes / THREADS, seed, stop);
+        let run = |seed| move || churn_thread(live_bytes / THREADS, smallest, seed, stop);
         let threads: [_; THREADS] = std::array::from_fn(|i| scope.spawn(run(i as u64 + 1)));
         while !rss.is_full() && start.elapsed() < duration {
             thread::sleep(SAMPLE_EVERY);
@@ -72,30 +75,31 @@ fn churn(live_bytes: usize, scale: Scale, report: &mut Report) {
             frees.add(&latencies);
         }
     });
-    report.put("rate", n_blocks as f64 * 1e9 / wall_ns as f64);
-    report.put("per_block", wall_ns as f64 * THREADS as f64 / n_blocks.max(1) as f64);
-    report.put("free_p50", frees.median());
-    report.put_some("free_p999", frees.quantile(0.999));
+    report.put("per_block", wall_ns as f64 / n_blocks.max(1) as f64);
+    report.put_waits(&frees);
     for (quarter, samples) in rss.chunks(rss.len().div_ceil(4).max(1)).enumerate() {
         let mean = samples.iter().sum::<f64>() / samples.len() as f64;
         report.put(&format!("rss{}", quarter + 1), mean);
     }
 }
 
-fn churn_thread(live_bytes: usize, seed: u64, stop: &AtomicBool) -> (u64, Latencies) {
+fn churn_thread(
+    live_bytes: usize,
+    smallest: usize,
+    seed: u64,
+    stop: &AtomicBool,
+) -> (u64, Latencies) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut blocks = Ledger::with_capacity(live_bytes / SMALLEST + 1);
+    let mut blocks: Ledger<Block> = Ledger::with_capacity(MOST_BLOCKS);
     let mut frees = Latencies::new();
     let (mut held_bytes, mut n_blocks) = (0, 0);
     while !stop.load(Relaxed) {
-        let size = (SMALLEST as f64 * (random.unit() * DOUBLINGS).exp2()) as usize;
-        while held_bytes + size > live_bytes {
+        let size = random.size(smallest, LARGEST);
+        while blocks.is_full() || held_bytes + size > live_bytes {
             let index = (random.unit() * blocks.len() as f64) as usize;
-            let Some(block): Option<Block> = blocks.swap_remove(index) else {
-                break;
-            };
+            let Some(block) = blocks.swap_remove(index) else { break };
             held_bytes -= block.len();
-            frees.time(|| drop(block));
+            frees.time(|| discard(block));
         }
         blocks.push(Block::touched(size));
         held_bytes += size;

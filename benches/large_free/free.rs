@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::table::{Column, EMPTY, ONE, US, bar, column, count, worst};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{GIB, KIB, MIB, Scale, size_name};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::section::Section;
+use super::support::table::{Column, EMPTY, ONE, US, bar, column, count, worst};
+use super::support::timing::{Latencies, nanos};
+use super::support::{GIB, KIB, MIB, Scale, size_name};
 
 pub(crate) const SECTION: Section = Section {
     name: "free",
@@ -17,8 +17,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("free", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 7] = [
@@ -87,14 +86,9 @@ fn time_drop(block: Block) -> u64 {
 
 fn put(report: &mut Report, first_ns: u64, frees: &Latencies) {
     report.put("first", first_ns as f64);
-    report.put("n", frees.count() as f64);
-    if frees.count() == 0 {
-        return;
+    if frees.count() > 0 {
+        report.put_waits(frees);
     }
-    report.put("p50", frees.median());
-    report.put_some("p99", frees.quantile(0.99));
-    report.put_some("p999", frees.quantile(0.999));
-    report.put("max", frees.max());
 }
 
 fn bars(results: &Results) {

@@ -4,12 +4,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::section::Section;
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::table::{self, Column, MS, US, bar, column, ratio, worst};
-use crate::support::timing::nanos;
-use crate::support::{GIB, MIB, Scale};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::section::Section;
+use super::support::table::{self, Column, MS, US, bar, column, ratio, worst};
+use super::support::timing::nanos;
+use super::support::{GIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "growth",
@@ -20,6 +20,7 @@ pub(crate) const SECTION: Section = Section {
     bars,
     contenders: &[Contender::System, Contender::Mimalloc, Contender::Deferfree],
     peak_limit: 1.0,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 4] = [

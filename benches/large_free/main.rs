@@ -9,55 +9,10 @@
 //! `BENCH_ALLOCATORS=glibc,mimalloc,deferfree` and `BENCH_REPETITIONS=9` change what is compared
 //! and how often.
 
-#[cfg(target_os = "linux")]
-#[path = "../support/allocator.rs"]
-mod allocator;
-#[cfg(target_os = "linux")]
-mod busy;
-#[cfg(target_os = "linux")]
-mod churn;
-#[cfg(target_os = "linux")]
-mod free;
-#[cfg(target_os = "linux")]
-mod growth;
-#[cfg(target_os = "linux")]
-mod idle;
-#[cfg(target_os = "linux")]
-mod mmap;
-#[cfg(target_os = "linux")]
-mod operations;
-#[cfg(target_os = "linux")]
-mod period;
-#[cfg(target_os = "linux")]
-mod parked;
-#[cfg(target_os = "linux")]
-mod phases;
-#[cfg(target_os = "linux")]
-mod preempted;
-#[cfg(target_os = "linux")]
-mod recycle;
-#[cfg(target_os = "linux")]
-mod section;
-#[cfg(target_os = "linux")]
-mod stalls;
-#[cfg(target_os = "linux")]
-mod sweep;
-#[cfg(target_os = "linux")]
-mod zeroed;
-#[cfg(target_os = "linux")]
-#[path = "../support/mod.rs"]
-mod support;
+#[cfg_attr(target_os = "linux", path = "bench.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "../support/elsewhere.rs")]
+mod bench;
 
-#[cfg(target_os = "linux")]
-#[global_allocator]
-static GLOBAL: allocator::Switch = allocator::Switch;
-
-#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
-    section::BENCH.main()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() {
-    eprintln!("large_free reads /proc and calls mmap: Linux only");
+    bench::main()
 }

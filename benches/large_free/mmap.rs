@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, PAGE_BYTES};
-use crate::support::children::{Case, Report, Results};
-use crate::support::memory::{map, unmap};
-use crate::support::table::{Column, EMPTY, MS, ONE, US, bar_control, column, count};
-use crate::support::timing::Latencies;
-use crate::support::{GIB, KIB, MIB, Scale};
+use super::support::block::{Block, PAGE_BYTES};
+use super::support::children::{Case, Report, Results};
+use super::support::memory::{map, unmap};
+use super::support::section::Section;
+use super::support::table::{Column, EMPTY, MS, ONE, US, bar_control, column, count};
+use super::support::timing::Latencies;
+use super::support::{GIB, KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "mmap",
@@ -19,8 +19,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("wait of each mmap and munmap", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 9] = [

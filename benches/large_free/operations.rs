@@ -11,8 +11,8 @@ use criterion::{BatchSize, BenchmarkId, Criterion};
 use deferfree::DeferFree;
 use mimalloc::MiMalloc;
 
-use crate::support::block::PAGE_BYTES;
-use crate::support::{KIB, MIB, size_name};
+use super::support::block::PAGE_BYTES;
+use super::support::{KIB, MIB, size_name};
 
 static DEFERFREE: DeferFree = DeferFree::new();
 

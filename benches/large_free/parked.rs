@@ -5,16 +5,16 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::allocator::Switch;
-use crate::section::{CONTENDERS, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::rss_bytes;
-use crate::support::random::Random;
-use crate::support::table::{self, Column, NOISE, US, bar, column, count};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{GIB, KIB, MIB, Scale};
+use super::allocator::Switch;
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::rss_bytes;
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{self, Column, NOISE, US, bar, column, count};
+use super::support::timing::{Latencies, nanos};
+use super::support::{GIB, KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "parked",
@@ -24,9 +24,9 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("readers", &READERS), ("requests", &REQUESTS)],
     bars,
-    contenders: &CONTENDERS,
     // A thread that has not rested yet holds as much as without this crate.
     peak_limit: f64::INFINITY,
+    ..Section::BASE
 };
 
 const READERS: [Column; 2] = [

@@ -5,13 +5,13 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, Section};
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::{page_faults, rss_bytes};
-use crate::support::table::{self, Column, ONE, US, bar, column, ratio, worst};
-use crate::support::timing::Latencies;
-use crate::support::{KIB, MIB, Scale};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::{page_faults, rss_bytes};
+use super::support::section::Section;
+use super::support::table::{self, Column, ONE, US, bar, column, ratio, worst};
+use super::support::timing::Latencies;
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "period",
@@ -20,8 +20,8 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("period", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
     peak_limit: f64::INFINITY,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 4] = [

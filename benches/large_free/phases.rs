@@ -3,15 +3,15 @@
 
 use std::time::Instant;
 
-use crate::section::{CONTENDERS, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::page_faults;
-use crate::support::random::Random;
-use crate::support::table::{Column, MS, ONE, bar, column, ratio, worst};
-use crate::support::timing::nanos;
-use crate::support::{GIB, KIB, MIB, Scale};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::page_faults;
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{Column, MS, ONE, bar, column, ratio, worst};
+use super::support::timing::nanos;
+use super::support::{GIB, KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "phases",
@@ -20,8 +20,8 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("phases", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
     peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 3] = [
@@ -40,8 +40,7 @@ const STRADDLING: [usize; 8] =
 fn cases(scale: Scale) -> Vec<Case> {
     let live = scale.pick(GIB, GIB, 100 * MIB);
     let mut random = Random(11);
-    let many: Vec<usize> =
-        (0..20).map(|_| (100.0 * KIB as f64 * 600_f64.powf(random.unit())) as usize).collect();
+    let many: Vec<usize> = (0..20).map(|_| random.size(100 * KIB, 60_000 * KIB)).collect();
     let case = |name: &str, sizes: Vec<usize>, phase: Phase| {
         Case::new(name, live / 2 * 3, move |report| phases(live, &sizes, phase, report))
     };

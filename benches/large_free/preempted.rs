@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, Section};
-use crate::support::block::Block;
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::random::Random;
-use crate::support::table::{Column, MS, ONE, US, bar, column, count};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{KIB, MIB, Scale};
+use super::support::block::Block;
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{Column, MS, ONE, US, bar, column, count};
+use super::support::timing::{Latencies, nanos};
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "preempted",
@@ -22,9 +22,9 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("preempted", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
     // Which blocks are held by threads that do not run is chance.
     peak_limit: f64::INFINITY,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 6] = [
@@ -47,7 +47,7 @@ const BUFFERS_PER_FRAME: usize = 16;
 const FRAME: Duration = Duration::from_millis(16);
 
 fn cases(scale: Scale) -> Vec<Case> {
-    let duration = scale.pick(Duration::from_secs(10), Duration::from_secs(4), FRAME * 4);
+    let duration = scale.pick(Duration::from_secs(10), Duration::from_secs(2), FRAME * 4);
     vec![Case::new(CASE, 256 * MIB, move |report| preempted(duration, report))]
 }
 

@@ -5,14 +5,14 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::rss_bytes;
-use crate::support::table::{self, Column, EMPTY, ONE, bar_no_slower, column};
-use crate::support::timing::nanos;
-use crate::support::{GIB, KIB, MIB, Scale, size_name};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::rss_bytes;
+use super::support::section::{PEAK_LIMIT, Section};
+use super::support::table::{self, Column, EMPTY, ONE, bar_no_slower, column};
+use super::support::timing::nanos;
+use super::support::{GIB, KIB, MIB, Scale, size_name};
 
 pub(crate) const SECTION: Section = Section {
     name: "recycle",
@@ -21,8 +21,7 @@ pub(crate) const SECTION: Section = Section {
     cases,
     tables: &[("recycle", &COLUMNS)],
     bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 4] = [

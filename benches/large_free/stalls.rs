@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::table::{Column, EMPTY, ONE, US, bar_control, column, count};
-use crate::support::timing::Latencies;
-use crate::support::{GIB, MIB, Scale};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report, Results};
+use super::support::section::Section;
+use super::support::table::{Column, EMPTY, ONE, US, bar_control, column, count};
+use super::support::timing::Latencies;
+use super::support::{GIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "stalls",
@@ -20,8 +20,7 @@ pub(crate) const SECTION: Section = Section {
         ("fresh: the same with 1 to 64 MiB, a size not used for half a second", &FRESH),
     ],
     bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 macro_rules! columns {

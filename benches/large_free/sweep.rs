@@ -3,13 +3,13 @@
 
 use std::time::Instant;
 
-use crate::section::{CONTENDERS, PEAK_LIMIT, Section};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report, Results};
-use crate::support::random::Random;
-use crate::support::table::{Column, ONE, US, column};
-use crate::support::timing::nanos;
-use crate::support::{KIB, MIB, Scale};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report};
+use super::support::random::Random;
+use super::support::section::Section;
+use super::support::table::{Column, ONE, US, column};
+use super::support::timing::nanos;
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "sweep",
@@ -17,9 +17,7 @@ pub(crate) const SECTION: Section = Section {
     repetitions: 5,
     cases,
     tables: &[("sweep", &COLUMNS)],
-    bars: |_: &Results| {},
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 4] = [
@@ -30,8 +28,7 @@ const COLUMNS: [Column; 4] = [
 ];
 
 const SMALLEST: usize = 32 * KIB;
-/// 32 KiB doubled six times is 2 MiB.
-const DOUBLINGS: f64 = 6.0;
+const LARGEST: usize = 2 * MIB;
 const ROUNDS: usize = 20;
 
 fn cases(scale: Scale) -> Vec<Case> {
@@ -52,7 +49,7 @@ fn sweep(live_bytes: usize, report: &mut Report) {
         let start = Instant::now();
         let mut held_bytes = 0;
         while held_bytes < live_bytes {
-            let size = any_size(&mut random);
+            let size = random.size(SMALLEST, LARGEST);
             blocks.push(Block::touched(size));
             held_bytes += size;
         }
@@ -75,7 +72,7 @@ fn sweep(live_bytes: usize, report: &mut Report) {
     let start = Instant::now();
     let mut held_bytes = 0;
     for _ in 0..n_blocks {
-        let size = any_size(&mut random);
+        let size = random.size(SMALLEST, LARGEST);
         while held_bytes + size > live_bytes {
             let index = (random.unit() * blocks.len() as f64) as usize;
             let Some(block): Option<Block> = blocks.swap_remove(index) else {
@@ -87,8 +84,4 @@ fn sweep(live_bytes: usize, report: &mut Report) {
         held_bytes += size;
     }
     report.put("churn", nanos(start.elapsed()) as f64 / n_blocks as f64);
-}
-
-fn any_size(random: &mut Random) -> usize {
-    (SMALLEST as f64 * (random.unit() * DOUBLINGS).exp2()) as usize
 }

@@ -3,24 +3,25 @@
 
 use std::time::Instant;
 
-use crate::section::Section;
-use crate::support::block::Block;
-use crate::support::children::{Case, Report, Results};
-use crate::support::contender::Contender;
-use crate::support::memory::{page_faults, rss_bytes};
-use crate::support::table::{self, Column, ONE, US, bar, column, ratio, worst};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{MIB, Scale, size_name};
+use super::support::block::Block;
+use super::support::children::{Case, Report, Results};
+use super::support::contender::Contender;
+use super::support::memory::{page_faults, rss_bytes};
+use super::support::section::Section;
+use super::support::table::{self, Column, ONE, US, bar, column, ratio, worst};
+use super::support::timing::{Latencies, nanos};
+use super::support::{MIB, Scale, size_name};
 
 pub(crate) const SECTION: Section = Section {
     name: "zeroed",
-    about: "a zeroed table, 200 of its pages written, dropped; 30 times",
+    about: "a zeroed table, 200 of its pages written, dropped; 10 times",
     repetitions: 3,
     cases,
     tables: &[("zeroed", &COLUMNS)],
     bars,
     contenders: &[Contender::System, Contender::Mimalloc, Contender::Deferfree],
     peak_limit: f64::INFINITY,
+    ..Section::BASE
 };
 
 const COLUMNS: [Column; 4] = [
@@ -29,7 +30,7 @@ const COLUMNS: [Column; 4] = [
     column("more", "peak above start MiB", table::MIB, 0),
     column("faults", "page faults", ONE, 0),
 ];
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 10;
 const PAGES: usize = 200;
 const LIMIT: f64 = 1.3;
 const SLACK_MIB: f64 = 32.0;
@@ -37,7 +38,7 @@ const SLACK_MIB: f64 = 32.0;
 fn cases(scale: Scale) -> Vec<Case> {
     let sizes = scale.pick(
         [64 * MIB, 900 * MIB, 2560 * MIB],
-        [64 * MIB, 900 * MIB, 2560 * MIB],
+        [64 * MIB, 256 * MIB, 900 * MIB],
         [MIB, 2 * MIB, 4 * MIB],
     );
     sizes

@@ -10,8 +10,10 @@ use deferfree::DeferFree;
 use mimalloc::MiMalloc;
 use tikv_jemallocator::Jemalloc;
 
-use crate::support::contender::Contender;
-use crate::support::floor::Floor;
+mod floor;
+
+use super::support::contender::Contender;
+use floor::Floor;
 
 static DEFERFREE: DeferFree = DeferFree::new();
 
@@ -32,9 +34,6 @@ impl Switch {
 macro_rules! with_chosen {
     ($method:ident($($argument:expr),*)) => {
         match Contender::of_this_process() {
-            Contender::System | Contender::Spawn | Contender::DeferDrop => {
-                System.$method($($argument),*)
-            }
             Contender::Mimalloc | Contender::MimallocAgain | Contender::MimallocPurge0 => {
                 MiMalloc.$method($($argument),*)
             }
@@ -45,6 +44,10 @@ macro_rules! with_chosen {
                 DEFERFREE.$method($($argument),*)
             }
             Contender::Floor => Floor.$method($($argument),*),
+            #[cfg(feature = "snmalloc")]
+            Contender::Snmalloc => snmalloc_rs::SnMalloc.$method($($argument),*),
+            // Those that hand values to other threads; and in the parent.
+            _ => System.$method($($argument),*),
         }
     };
 }

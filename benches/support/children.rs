@@ -12,7 +12,9 @@ use super::contender::{self, Contender};
 use super::machine;
 use super::memory::{Usage, warm_up};
 use super::programs::Programs;
-use super::timing::empty_timer_pairs;
+use super::section::Section;
+use super::starts::Starts;
+use super::timing::{Latencies, empty_timer_pairs};
 use super::{MIB, Scale};
 
 const SECTION_VARIABLE: &str = "BENCH_SECTION";
@@ -23,15 +25,22 @@ const CONTENDERS_VARIABLE: &str = "BENCH_ALLOCATORS";
 /// Overrides how often each child runs.
 const REPETITIONS_VARIABLE: &str = "BENCH_REPETITIONS";
 
-/// What one child process measures.
+/// What is measured for each contender.
 pub(crate) struct Case {
     pub(crate) name: String,
     /// Memory that it touches: warmed beforehand, and the case is skipped where it is not
     /// available.
     pub(crate) needs_bytes: usize,
-    /// A variable that its processes find in their environment.
-    pub(crate) variable: Option<(&'static str, String)>,
-    pub(crate) run: Box<dyn Fn(&mut Report)>,
+    /// A variable that a contender's processes find in their environment.
+    pub(crate) variable: Box<dyn Fn(Contender) -> Option<(&'static str, String)>>,
+    pub(crate) work: Work,
+}
+
+pub(crate) enum Work {
+    /// In a process of its own, which reports the figures.
+    Child(Box<dyn Fn(&mut Report)>),
+    /// Programs are started, and what is measured is each from its start to its end.
+    Starts(Starts),
 }
 
 impl Case {
@@ -40,11 +49,26 @@ impl Case {
         needs_bytes: usize,
         run: impl Fn(&mut Report) + 'static,
     ) -> Self {
-        Self { name: name.into(), needs_bytes, variable: None, run: Box::new(run) }
+        let work = Work::Child(Box::new(run));
+        Self { name: name.into(), needs_bytes, variable: Box::new(|_| None), work }
     }
 
-    pub(crate) fn with_variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.variable = Some((name, value.into()));
+    pub(crate) fn starts(name: &str, needs_bytes: usize, starts: Starts) -> Self {
+        let work = Work::Starts(starts);
+        Self { name: name.into(), needs_bytes, variable: Box::new(|_| None), work }
+    }
+
+    pub(crate) fn with_variable(self, name: &'static str, value: &str) -> Self {
+        let value = value.to_owned();
+        self.with_variable_of(move |_| Some((name, value.clone())))
+    }
+
+    /// One that is another for each contender.
+    pub(crate) fn with_variable_of(
+        mut self,
+        variable: impl Fn(Contender) -> Option<(&'static str, String)> + 'static,
+    ) -> Self {
+        self.variable = Box::new(variable);
         self
     }
 }
@@ -72,6 +96,15 @@ impl Report {
             self.put(key, value);
         }
     }
+
+    pub(crate) fn put_waits(&mut self, waits: &Latencies) {
+        self.put("n", waits.count() as f64);
+        self.put("p50", waits.median());
+        self.put_some("p90", waits.quantile(0.9));
+        self.put_some("p99", waits.quantile(0.99));
+        self.put_some("p999", waits.quantile(0.999));
+        self.put("max", waits.max());
+    }
 }
 
 /// What the parent asked of this process, if it is a child: section, case and scale.
@@ -81,14 +114,18 @@ pub(crate) fn assignment() -> Option<(String, String, Scale)> {
 }
 
 /// Runs a case in this process, and reports what all cases report.
-pub(crate) fn run_here(case: &Case) {
+pub(crate) fn run_here(case: &Case) -> Result<(), String> {
+    let Work::Child(run) = &case.work else {
+        return Err(format!("{} is not measured in a process of this bench", case.name));
+    };
     let empty = empty_timer_pairs();
     let usage = Usage::start();
     let mut report = Report(());
-    (case.run)(&mut report);
+    run(&mut report);
     report.put("cpu", usage.cpu().as_nanos() as f64);
     report.put("peak", usage.peak_rss_bytes() as f64);
     report.put("empty", empty.median());
+    Ok(())
 }
 
 /// The figures of a section, by case, contender and key, one for each repetition.
@@ -154,34 +191,47 @@ impl Results {
 /// Measures each case for each contender. An error names what failed: no row is left out in
 /// silence.
 pub(crate) fn run(
-    section: &str,
+    section: &Section,
     cases: &[Case],
-    repetitions: usize,
     scale: Scale,
-    contenders: &[Contender],
     programs: &Programs,
 ) -> Result<Results, String> {
-    let repetitions = chosen_repetitions(repetitions)?;
-    let mut results = Results::new(chosen(contenders)?);
+    let repetitions = chosen_repetitions(scale.pick(section.repetitions, 1, 1))?;
+    let mut results = Results::new(chosen(section.contenders)?);
     for case in cases {
         let available = machine::available_bytes();
         if case.needs_bytes as u64 > available / 4 * 3 {
             let (needs, has) = (case.needs_bytes / MIB, available / MIB as u64);
-            println!("skipped: {section}, {}: needs {needs} MiB of {has} MiB available", case.name);
+            println!(
+                "skipped: {}, {}: needs {needs} MiB of {has} MiB available",
+                section.name, case.name
+            );
             continue;
         }
         results.cases.push(case.name.clone());
         for repetition in 1..=repetitions {
-            for contender in results.contenders.clone() {
-                let name = contender.name();
-                eprintln!("[{section}] {}: {name}, {repetition} of {repetitions}", case.name);
-                // An eighth on top: allocators round up.
-                warm_up(case.needs_bytes / 8 * 9);
-                let program = programs.of(contender)?;
-                let figures = run_child(program, section, case, contender, scale)
-                    .map_err(|error| format!("{section}, {}, {name}: {error}", case.name))?;
-                for (key, value) in figures {
-                    results.push(&case.name, contender, key, value);
+            let says = |what| {
+                let (section, case) = (section.name, &case.name);
+                eprintln!("[{section}] {case}: {what}{repetition} of {repetitions}");
+            };
+            match &case.work {
+                Work::Child(_) => {
+                    for contender in results.contenders.clone() {
+                        says(format!("{}, ", contender.name()));
+                        // An eighth on top: allocators round up.
+                        warm_up(case.needs_bytes / 8 * 9);
+                        let program = programs.path(section.program(contender)?)?;
+                        let figures = run_child(program, section.name, case, contender, scale)
+                            .map_err(|error| in_case(section, case, contender, error))?;
+                        for (key, value) in figures {
+                            results.push(&case.name, contender, key, value);
+                        }
+                    }
+                }
+                Work::Starts(starts) => {
+                    says(String::new());
+                    warm_up(case.needs_bytes / 8 * 9);
+                    starts.measure(section, case, programs, &mut results)?;
                 }
             }
         }
@@ -189,13 +239,23 @@ pub(crate) fn run(
     Ok(results)
 }
 
+pub(crate) fn in_case(
+    section: &Section,
+    case: &Case,
+    contender: Contender,
+    error: String,
+) -> String {
+    format!("{}, {}, {}: {error}", section.name, case.name, contender.name())
+}
+
 /// The contenders that were asked for.
 pub(crate) fn chosen(default: &[Contender]) -> Result<Vec<Contender>, String> {
     let Ok(names) = env::var(CONTENDERS_VARIABLE) else {
-        return Ok(default.to_vec());
+        return Ok(default.iter().copied().filter(|it| it.is_built()).collect());
     };
     let named = |name: &str| {
         Contender::from_name(name.trim().as_bytes())
+            .filter(|it| it.is_built())
             .ok_or_else(|| format!("{CONTENDERS_VARIABLE}: there is no contender {name:?}"))
     };
     names.split(',').map(named).collect()
@@ -220,7 +280,7 @@ fn run_child(
         .env(SECTION_VARIABLE, section)
         .env(CASE_VARIABLE, &case.name)
         .envs(contender.environment())
-        .envs(case.variable.clone())
+        .envs((case.variable)(contender))
         .env(SCALE_VARIABLE, scale.name())
         .output()
         .map_err(|error| format!("cannot start the process: {error}"))?;

@@ -34,13 +34,19 @@ pub(crate) enum Contender {
     DeferfreeOff,
     /// Large blocks are deferred, small ones are not.
     BurstsOff,
+    /// The `mimalloc-pprof` crate as it comes: a mimalloc with a thread that purges.
+    MimallocPprof,
+    /// As the `snmalloc-rs` crate has it.
+    Snmalloc,
 }
 
-const NAMED: [(Contender, &str); 12] = [
+const NAMED: [(Contender, &str); 14] = [
     (Contender::System, "glibc"),
     (Contender::Mimalloc, "mimalloc"),
     (Contender::MimallocAgain, "mimalloc again"),
     (Contender::MimallocPurge0, "mimalloc purge 0"),
+    (Contender::MimallocPprof, "mimalloc-pprof"),
+    (Contender::Snmalloc, "snmalloc"),
     (Contender::Jemalloc, "jemalloc"),
     (Contender::JemallocBackground, "jemalloc bg thread"),
     (Contender::Spawn, "thread::spawn"),
@@ -72,6 +78,11 @@ impl Contender {
         }
     }
 
+    /// Whether the program has it.
+    pub(crate) fn is_built(self) -> bool {
+        self != Self::Snmalloc || cfg!(feature = "snmalloc")
+    }
+
     /// This crate, under whatever settings.
     pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::Deferfree | Self::DeferfreeOff | Self::BurstsOff)
@@ -93,6 +104,8 @@ impl Contender {
             10 => Self::MimallocAgain,
             11 => Self::DeferfreeOff,
             12 => Self::BurstsOff,
+            13 => Self::MimallocPprof,
+            14 => Self::Snmalloc,
             _ => read_choice(),
         }
     }

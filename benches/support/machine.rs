@@ -17,15 +17,12 @@ pub(crate) fn facts() -> Vec<(&'static str, String)> {
     let memory = proc_field_bytes("/proc/meminfo", "MemTotal:").unwrap_or(0) as f64 / GIB as f64;
     let cpu = read("/proc/cpuinfo");
     let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
-    // SAFETY: it only returns a constant.
-    let mimalloc = unsafe { libmimalloc_sys::mi_version() };
     vec![
         ("CPU", format!("{n_cores} cores ({})", cpu.trim_start_matches([' ', '\t', ':']))),
         ("memory", format!("{memory:.0} GiB")),
         ("kernel", format!("Linux {}", read("/proc/sys/kernel/osrelease"))),
         ("huge pages", thp.map_or("?", |(mode, _)| mode).to_owned()),
         ("deferfree", env!("CARGO_PKG_VERSION").to_owned()),
-        ("mimalloc", format!("{mimalloc} (its own number: 3.3.2 is 30302)")),
     ]
 }
 

@@ -13,12 +13,13 @@
 pub(crate) mod block;
 pub(crate) mod children;
 pub(crate) mod contender;
-pub(crate) mod floor;
+pub(crate) mod discard;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod programs;
 pub(crate) mod random;
 pub(crate) mod section;
+pub(crate) mod starts;
 pub(crate) mod structures;
 pub(crate) mod table;
 pub(crate) mod timing;

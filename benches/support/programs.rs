@@ -5,85 +5,90 @@
 //! has cargo build the others. That it is asked in so many words, and not guessed from file names, is
 //! because only cargo knows which of the files in its directory is up to date.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::contender::Contender;
-
 /// What a contender's processes run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Program {
     /// The bench itself.
     This,
     /// Another bench target of this package.
     Target(&'static str),
+    /// That of a package with a workspace of its own, in the folder of this name.
+    Package(&'static str),
 }
 
-/// Where each contender's program is.
+/// Where each program is.
 #[derive(Debug)]
-pub(crate) struct Programs(HashMap<Contender, PathBuf>);
+pub(crate) struct Programs(HashMap<Program, PathBuf>);
 
 impl Programs {
-    /// Builds what is not there yet. `program` says who runs what, `None` if it knows no program.
-    pub(crate) fn build(
-        contenders: &[Contender],
-        program: impl Fn(Contender) -> Option<Program>,
-    ) -> Result<Self, String> {
+    /// Builds what is not there yet.
+    pub(crate) fn build(wanted: HashSet<Program>) -> Result<Self, String> {
         let this =
             env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
-        let mut programs = Vec::new();
-        let mut targets = Vec::new();
-        for contender in contenders {
-            let program = program(*contender)
-                .ok_or_else(|| format!("there is no program for {}", contender.name()))?;
-            programs.push((*contender, program));
-            if let Program::Target(target) = program {
-                if !targets.contains(&target) {
-                    targets.push(target);
-                }
-            }
-        }
-        let built = build(&targets)?;
+        let target = |program: &Program| match program {
+            Program::Target(target) => Some(*target),
+            _ => None,
+        };
+        let targets = build_targets(&wanted.iter().filter_map(target).collect::<Vec<_>>())?;
         let path = |program| match program {
             Program::This => Ok(this.clone()),
-            Program::Target(target) => {
-                built.get(target).cloned().ok_or_else(|| format!("cargo built no {target}"))
-            }
+            Program::Target(name) => built(&targets, name),
+            Program::Package(name) => built(&build_package(name, &this)?, name),
         };
-        let located = programs.into_iter().map(|(who, program)| Ok((who, path(program)?)));
+        let located = wanted.into_iter().map(|program| Ok((program, path(program)?)));
         Ok(Self(located.collect::<Result<_, String>>()?))
     }
 
-    pub(crate) fn of(&self, contender: Contender) -> Result<&Path, String> {
-        let path = self.0.get(&contender);
-        path.map(PathBuf::as_path)
-            .ok_or_else(|| format!("no program was built for {}", contender.name()))
+    pub(crate) fn path(&self, program: Program) -> Result<&Path, String> {
+        let path = self.0.get(&program);
+        path.map(PathBuf::as_path).ok_or_else(|| format!("{program:?} was not built"))
     }
+}
+
+fn built(executables: &HashMap<String, PathBuf>, name: &str) -> Result<PathBuf, String> {
+    executables.get(name).cloned().ok_or_else(|| format!("cargo built no {name}"))
 }
 
 /// The executables of bench targets, by name. Built as this program was: for `cargo bench`, or in a
 /// debug build for `cargo test`. A target directory or a profile that was named on the command line
-/// is not known here; in the environment it is. The whole repository's manifest: for one package alone cargo may
-/// choose other features of what both depend on, and compile that once more.
-fn build(targets: &[&str]) -> Result<HashMap<String, PathBuf>, String> {
+/// is not known here; in the environment it is. The whole repository's manifest: for one package
+/// alone cargo may choose other features of what both depend on, and compile that once more.
+fn build_targets(targets: &[&str]) -> Result<HashMap<String, PathBuf>, String> {
     if targets.is_empty() {
         return Ok(HashMap::new());
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .arg(if cfg!(debug_assertions) { "test" } else { "bench" })
-        .args(["--quiet", "--no-run", "--message-format=json"])
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")])
-        .args(targets.iter().flat_map(|target| ["--bench", target]))
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    let mut command = cargo(if cfg!(debug_assertions) { "test" } else { "bench" }, "..");
+    command.arg("--no-run").args(targets.iter().flat_map(|target| ["--bench", target]));
+    executables(command)
+}
+
+fn build_package(name: &str, this: &Path) -> Result<HashMap<String, PathBuf>, String> {
+    let mut command = cargo("build", name);
+    // target/release/deps/compare-0123456789abcdef
+    let target = this.ancestors().nth(3).ok_or("this program is in no target directory")?;
+    command.arg("--release").arg("--target-dir").arg(target.join(name));
+    executables(command)
+}
+
+fn cargo(command: &str, package: &str) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(package).join("Cargo.toml");
+    cargo.args([command, "--quiet", "--message-format=json", "--manifest-path"]).arg(manifest);
+    cargo
+}
+
+fn executables(mut cargo: Command) -> Result<HashMap<String, PathBuf>, String> {
+    let output = cargo.stderr(Stdio::inherit()).output();
+    let output = output.map_err(|error| format!("cannot start cargo: {error}"))?;
     if !output.status.success() {
-        return Err(format!("cargo could not build {}: {}", targets.join(", "), output.status));
+        return Err(format!("{cargo:?} failed: {}", output.status));
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let executable = |line: &str| {

@@ -17,6 +17,12 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// Log-uniform: as often between 1 and 2 KiB as between 1 and 2 MiB.
+    pub(crate) fn size(&mut self, smallest: usize, largest: usize) -> usize {
+        let (smallest, largest) = (smallest as f64, largest as f64);
+        (smallest * (largest / smallest).powf(self.unit())) as usize
+    }
+
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, (self.next() % (i as u64 + 1)) as usize);

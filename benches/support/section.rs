@@ -1,5 +1,6 @@
 //! A section of a bench, and how the parent and its children run them.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use super::children::{self, Case, Results};
@@ -17,32 +18,40 @@ pub(crate) struct Section {
     pub(crate) tables: &'static [(&'static str, &'static [Column])],
     pub(crate) bars: fn(&Results),
     pub(crate) contenders: &'static [Contender],
+    /// What a contender's processes run; `None` for one that there is no program for.
+    pub(crate) program: fn(Contender) -> Option<Program>,
     /// Peak RSS as a multiple of plain mimalloc's. Infinite where `bars` has its own word on it.
     pub(crate) peak_limit: f64,
-}
-
-impl Section {
-    /// Measures some of its cases.
-    pub(crate) fn measure(
-        &self,
-        cases: &[Case],
-        scale: Scale,
-        programs: &Programs,
-    ) -> Result<Results, String> {
-        let repetitions = scale.pick(self.repetitions, 1, 1);
-        children::run(self.name, cases, repetitions, scale, self.contenders, programs)
-    }
 }
 
 /// What the peak RSS of every workload may be, unless its section says otherwise.
 pub(crate) const PEAK_LIMIT: f64 = 1.10;
 
+impl Section {
+    /// What most sections have.
+    pub(crate) const BASE: Self = Self {
+        name: "",
+        about: "",
+        repetitions: 1,
+        cases: |_| Vec::new(),
+        tables: &[],
+        bars: |_| (),
+        contenders: &[Contender::Mimalloc, Contender::Deferfree],
+        program: |_| Some(Program::This),
+        peak_limit: PEAK_LIMIT,
+    };
+
+    pub(crate) fn program(&self, contender: Contender) -> Result<Program, String> {
+        let program = (self.program)(contender);
+        program
+            .ok_or_else(|| format!("{}: there is no program for {}", self.name, contender.name()))
+    }
+}
+
 /// A bench program.
 pub(crate) struct Bench {
     pub(crate) name: &'static str,
     pub(crate) sections: &'static [&'static Section],
-    /// What a contender's processes run; `None` for one that this bench has no program for.
-    pub(crate) program: fn(Contender) -> Option<Program>,
     /// Runs in the parent before the sections.
     pub(crate) first: fn(),
 }
@@ -61,14 +70,12 @@ impl Bench {
     }
 
     /// For the program of a contender, which only ever is a child.
-    pub(crate) fn contender_main(&self, target: &'static str) -> ExitCode {
+    pub(crate) fn contender_main(&self, this: Program) -> ExitCode {
         self.exit_code(match children::assignment() {
-            Some((section, case, scale)) => {
-                self.child(Program::Target(target), &section, &case, scale)
-            }
+            Some((section, case, scale)) => self.child(this, &section, &case, scale),
             // `cargo bench` and `cargo test` come here.
             None => {
-                println!("{target} is a contender of the bench {}, which starts it", self.name);
+                println!("{this:?} is a contender of the bench {}, which starts it", self.name);
                 Ok(())
             }
         })
@@ -86,15 +93,14 @@ impl Bench {
 
     fn child(&self, this: Program, section: &str, case: &str, scale: Scale) -> Result<(), String> {
         let contender = Contender::of_this_process();
-        if (self.program)(contender) != Some(this) {
-            return Err(format!("this program ({this:?}) is not that of {}", contender.name()));
-        }
         let found = self.sections.iter().find(|known| known.name == section);
         let section = found.ok_or_else(|| format!("there is no section {section:?}"))?;
+        if (section.program)(contender) != Some(this) {
+            return Err(format!("this program ({this:?}) is not that of {}", contender.name()));
+        }
         let cases = (section.cases)(scale);
         let found = cases.iter().find(|known| known.name == case);
-        children::run_here(found.ok_or_else(|| format!("there is no case {case:?}"))?);
-        Ok(())
+        children::run_here(found.ok_or_else(|| format!("there is no case {case:?}"))?)
     }
 
     /// The sections and cases that `section/case` names parts of.
@@ -117,11 +123,13 @@ impl Bench {
         &self,
         sections: impl Iterator<Item = &'a Section>,
     ) -> Result<Programs, String> {
-        let mut contenders = Vec::new();
+        let mut wanted = HashSet::new();
         for section in sections {
-            contenders.extend(children::chosen(section.contenders)?);
+            for contender in children::chosen(section.contenders)? {
+                wanted.insert(section.program(contender)?);
+            }
         }
-        Programs::build(&contenders, self.program)
+        Programs::build(wanted)
     }
 
     fn parent(&self) -> Result<(), String> {
@@ -145,7 +153,7 @@ impl Bench {
         let programs = self.programs(chosen.iter().map(|(section, _)| *section))?;
         for (section, cases) in chosen {
             println!("\n== {}: {}", section.name, section.about);
-            let results = section.measure(&cases, scale, &programs)?;
+            let results = children::run(section, &cases, scale, &programs)?;
             for (title, columns) in section.tables {
                 table::print(title, columns, &results);
             }

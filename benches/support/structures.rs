@@ -212,22 +212,19 @@ fn directories(n: usize) -> Box<dyn Any + Send> {
 }
 
 /// Vectors of a length between the two, short ones more often, every byte written.
-fn vectors(n: usize, shortest: f64, longest: f64) -> Box<dyn Any + Send> {
+fn vectors(n: usize, shortest: usize, longest: usize) -> Box<dyn Any + Send> {
     let mut random = Random(SEED);
-    let mut vector = |i: usize| {
-        let len = shortest * (longest / shortest).powf(random.unit());
-        vec![i as u8; len as usize]
-    };
+    let mut vector = |i: usize| vec![i as u8; random.size(shortest, longest)];
     shuffled((0..n).map(&mut vector).collect())
 }
 
 fn sizes(n: usize) -> Box<dyn Any + Send> {
-    vectors(n, 8.0, 8192.0)
+    vectors(n, 8, 8192)
 }
 
 /// Large for small blocks, and below the threshold of large ones.
 fn middling(n: usize) -> Box<dyn Any + Send> {
-    vectors(n, 16.0 * 1024.0, 255.0 * 1024.0)
+    vectors(n, 16 * 1024, 255 * 1024)
 }
 
 enum Mixed {

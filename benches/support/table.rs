@@ -36,19 +36,20 @@ pub(crate) const US: f64 = 1e3;
 pub(crate) const MS: f64 = 1e6;
 pub(crate) const MIB: f64 = 1048576.0;
 
-/// Shown in every table.
-const COSTS: [Column; 2] =
-    [column("peak", "peak RSS MiB", MIB, 0), column("cpu", "CPU total ms", MS, 0)];
+pub(crate) const CPU: Column = column("cpu", "CPU ms", MS, 0);
+pub(crate) const PEAK: Column = column("peak", "peak RSS MiB", MIB, 0);
+
+/// CPU and peak are shown in every table: at its end, unless it has them already.
+pub(crate) fn with_costs(columns: &[Column]) -> impl Iterator<Item = &Column> {
+    let costs = [const { &CPU }, const { &PEAK }];
+    let missing = costs.into_iter().filter(|cost| !columns.iter().any(|it| it.key == cost.key));
+    columns.iter().chain(missing)
+}
 
 /// For each case a line per contender, `median (min..max)` over the repetitions, and a line with
 /// the ratios of the medians.
 pub(crate) fn print(title: &str, columns: &[Column], results: &Results) {
-    let columns: Vec<Column> = columns.iter().chain(&COSTS).copied().collect();
-    print_only(title, &columns, results);
-}
-
-/// As `print`, for a table that brings its own columns of what it costs.
-pub(crate) fn print_only(title: &str, columns: &[Column], results: &Results) {
+    let columns: Vec<&Column> = with_costs(columns).collect();
     let mut lines = vec![vec![String::new(), String::new()]];
     lines[0].extend(columns.iter().map(|column| column.header.to_owned()));
     for case in &results.cases {

@@ -7,9 +7,9 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::Error;
 use super::style::{self, Area, FAINT, INK, Look, SMALL, TEXT, WIDTH};
-use crate::record::Record;
-use crate::request::QUANTILES;
-use crate::support::contender::Contender;
+use crate::bench::record::Record;
+use crate::bench::request::QUANTILES;
+use crate::bench::support::contender::Contender;
 
 const HEIGHT: u32 = 470;
 const LEFT: i32 = 76;

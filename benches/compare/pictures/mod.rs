@@ -1,6 +1,7 @@
 //! The pictures, drawn from the figures alone: a run draws them, and so does `--render`.
 
 mod latency;
+mod price;
 mod rss;
 mod shapes;
 mod style;
@@ -8,13 +9,14 @@ mod style;
 use std::fs;
 use std::path::Path;
 
-use crate::record::Record;
+use crate::bench::record::Record;
 
 type Picture = fn(&Record, &Path) -> Result<(), Error>;
 type Error = Box<dyn std::error::Error>;
 
 /// One whose section was not measured is not drawn.
-const PICTURES: [(&str, &str, Picture); 3] = [
+const PICTURES: [(&str, &str, Picture); 4] = [
+    ("price", "price.svg", price::draw),
     ("idle", "rss.svg", rss::draw),
     ("request", "request.svg", latency::draw),
     ("shapes", "shapes.svg", shapes::draw),

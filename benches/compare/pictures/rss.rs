@@ -7,10 +7,10 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::Error;
 use super::style::{self, Area, FAINT, FONT, INK, SMALL, TEXT, WIDTH};
-use crate::idle::{SHOWN_MS, STEP_MS, key_at};
-use crate::record::Record;
-use crate::support::contender::Contender;
-use crate::support::table::MIB;
+use crate::bench::idle::{SHOWN_MS, STEP_MS, key_at};
+use crate::bench::record::Record;
+use crate::bench::support::contender::Contender;
+use crate::bench::support::table::MIB;
 
 const HEIGHT: u32 = 440;
 

@@ -7,7 +7,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::Error;
 use super::style::{self, Area, FAINT, INK, Look, SMALL, TEXT, WIDTH};
-use crate::record::Record;
+use crate::bench::record::Record;
 
 const COLUMNS: usize = 2;
 const NAMES: i32 = 128;

@@ -8,9 +8,9 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Error;
-use crate::record::Record;
-use crate::support::Scale;
-use crate::support::contender::Contender;
+use crate::bench::record::Record;
+use crate::bench::support::Scale;
+use crate::bench::support::contender::Contender;
 
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -37,6 +37,8 @@ pub(crate) fn look(contender: Contender) -> Look {
     let (color, dash) = match contender {
         Contender::System | Contender::Floor => (RGBColor(0, 0, 0), None),
         Contender::Mimalloc | Contender::MimallocAgain => (RGBColor(0, 114, 178), None),
+        Contender::MimallocPprof => (RGBColor(0, 114, 178), Some((3, 3))),
+        Contender::Snmalloc => (RGBColor(0, 158, 115), Some((3, 3))),
         Contender::MimallocPurge0 => (RGBColor(86, 180, 233), Some((8, 4))),
         Contender::Jemalloc => (RGBColor(0, 158, 115), None),
         Contender::JemallocBackground => (RGBColor(230, 159, 0), Some((8, 4))),

@@ -1,21 +1,10 @@
-//! Who is compared, and how each gets rid of a value.
+//! How each contender gets rid of a value.
 
 use std::thread;
 
 use defer_drop::DeferDrop;
 
-use crate::support::contender::Contender;
-
-pub(crate) const ALL: [Contender; 8] = [
-    Contender::System,
-    Contender::Mimalloc,
-    Contender::MimallocPurge0,
-    Contender::Jemalloc,
-    Contender::JemallocBackground,
-    Contender::Spawn,
-    Contender::DeferDrop,
-    Contender::Deferfree,
-];
+use super::contender::Contender;
 
 /// What stands in this contender's program where a value is no longer needed.
 #[inline]

@@ -6,27 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::contenders::discard;
-use crate::figures::{CONTENDERS, CPU, PEAK, PEAK_LIMIT, Section, no_bars};
-use crate::support::block::{Block, Ledger};
-use crate::support::children::{Case, Report};
-use crate::support::memory::rss_bytes;
-use crate::support::structures::STRUCTURES;
-use crate::support::table::{Column, MIB as IN_MIB, US, column};
-use crate::support::timing::nanos;
-use crate::support::{MIB, Scale};
+use super::figures::{BASE, CPU, PEAK, Section};
+use super::support::block::{Block, Ledger};
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::memory::rss_bytes;
+use super::support::structures::STRUCTURES;
+use super::support::table::{Column, MIB as IN_MIB, US, column};
+use super::support::timing::nanos;
+use super::support::{MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "idle",
     about: "1 GiB in blocks of 1 MiB, a map of strings, a million boxes, a million nodes of a tree: \
             built, all dropped, then the program sleeps; waits: to drop all; RSS so long after the \
             caller went on",
-    repetitions: 1,
     cases,
     tables: &[("", &COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const COLUMNS: [Column; 8] = [

@@ -6,18 +6,17 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::contenders::discard;
-use crate::figures::{
-    COMMON, CONTENDERS, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars,
-    put_idle, put_idle_always, put_waits,
+use super::figures::{
+    BASE, COMMON, CPU, IDLE, MAX, P50, PEAK, SAMPLES, Section, WALL, put_idle, put_idle_always,
 };
-use crate::support::block::Block;
-use crate::support::children::{Case, Report};
-use crate::support::memory::rss_bytes;
-use crate::support::structures::{STRUCTURES, Structure};
-use crate::support::table::{Column, MIB as IN_MIB, column};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{GIB, MIB, Scale, size_name};
+use super::support::block::Block;
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::memory::rss_bytes;
+use super::support::structures::{STRUCTURES, Structure};
+use super::support::table::{Column, MIB as IN_MIB, column};
+use super::support::timing::{Latencies, nanos};
+use super::support::{GIB, MIB, Scale, size_name};
 
 pub(crate) const MAP: Section = Section {
     name: "map",
@@ -26,44 +25,41 @@ pub(crate) const MAP: Section = Section {
     repetitions: 2,
     cases: map_cases,
     tables: &[("", &COMMON)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 pub(crate) const SHAPES: Section = Section {
     name: "shapes",
     about: "structures of many small blocks, each built and dropped five times, with a rest of 40 ms after each drop; \
             waits: each drop; wall: without the rests",
-    repetitions: 1,
     cases: shape_cases,
     tables: &[("", &FEW_SAMPLES)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
+};
+
+pub(crate) const ROW: Section = Section {
+    name: "row",
+    about: "some of them, each built and dropped six times in a row, without a rest: what was put off comes back to a \
+            thread that goes on; waits: each drop",
+    cases: row_cases,
+    ..SHAPES
 };
 
 pub(crate) const VEC: Section = Section {
     name: "vec",
     about: "one vector, every page written, then dropped, three times; waits: each drop",
-    repetitions: 1,
     cases: vec_cases,
     tables: &[("", &FEW_SAMPLES)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 pub(crate) const BLOCKS: Section = Section {
     name: "blocks",
     about: "2 GiB in a vector of blocks of 1 MiB, every page written, then dropped, twice; \
             waits: each drop of all",
-    repetitions: 2,
     cases: blocks_cases,
     tables: &[("", &BLOCKS_COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const FEW_SAMPLES: [Column; 7] = [P50, MAX, SAMPLES, WALL, CPU, PEAK, IDLE];
@@ -84,16 +80,30 @@ fn map_cases(scale: Scale) -> Vec<Case> {
 }
 
 fn shape_cases(scale: Scale) -> Vec<Case> {
-    let run = |structure: &'static Structure| {
-        let n = structure.n_elements / scale.pick(1, 10, 100);
-        let needs = scale.pick(500 * MIB, 50 * MIB, 5 * MIB);
-        Case::new(structure.name, needs, move |report| {
-            let rest = Duration::from_millis(scale.pick(40, 40, 1));
-            rounds_with_rests(scale.pick(5, 3, 2), rest, || (structure.build)(n), report);
-            put_idle(report, scale);
-        })
-    };
-    STRUCTURES.iter().filter(|structure| structure.in_compare).map(run).collect()
+    let rest = Duration::from_millis(scale.pick(40, 40, 1));
+    let shapes = STRUCTURES.iter().filter(|structure| structure.in_compare);
+    shapes.map(|it| structure_case(it, scale.pick(5, 3, 2), rest, scale)).collect()
+}
+
+/// Of those that the drainer frees when there is a rest. One of a map is the section `map`.
+fn row_cases(scale: Scale) -> Vec<Case> {
+    let cold = STRUCTURES.iter().filter(|structure| structure.in_compare && structure.is_cold);
+    let cold = cold.skip(1);
+    cold.map(|it| structure_case(it, scale.pick(6, 3, 2), Duration::ZERO, scale)).collect()
+}
+
+fn structure_case(
+    structure: &'static Structure,
+    n_rounds: usize,
+    rest: Duration,
+    scale: Scale,
+) -> Case {
+    let n = structure.n_elements / scale.pick(1, 10, 100);
+    let needs = scale.pick(500 * MIB, 50 * MIB, 5 * MIB);
+    Case::new(structure.name, needs, move |report| {
+        rounds_with_rests(n_rounds, rest, || (structure.build)(n), report);
+        put_idle(report, scale);
+    })
 }
 
 fn vec_cases(scale: Scale) -> Vec<Case> {
@@ -143,6 +153,6 @@ fn rounds_with_rests<T: Send + 'static>(
             thread::sleep(rest);
         }
     }
-    put_waits(report, &waits);
+    report.put_waits(&waits);
     report.put("wall", nanos(wall) as f64);
 }

@@ -17,9 +17,8 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use support::contender::Contender;
-pub(crate) use support::floor;
 use support::programs::Program;
-use support::section::Bench;
+use support::section::{Bench, Section};
 
 const BENCH: Bench = Bench {
     name: "bursts",
@@ -31,24 +30,21 @@ const BENCH: Bench = Bench {
         &sweep::SECTION,
         &sizes::SECTION,
     ],
-    program,
     first: || (),
 };
 
+/// What the sections have in common.
+const SECTION: Section = Section { program, ..Section::BASE };
+
 fn program(contender: Contender) -> Option<Program> {
     match contender {
-        Contender::Deferfree | Contender::DeferfreeOff | Contender::BurstsOff => {
-            Some(Program::This)
-        }
         Contender::Mimalloc | Contender::MimallocAgain | Contender::MimallocPurge0 => {
             Some(Program::Target("bursts_mimalloc"))
         }
         Contender::System => Some(Program::Target("bursts_glibc")),
         Contender::Floor => Some(Program::Target("bursts_floor")),
-        Contender::Jemalloc
-        | Contender::JemallocBackground
-        | Contender::Spawn
-        | Contender::DeferDrop => None,
+        contender if contender.is_ours() => Some(Program::This),
+        _ => None,
     }
 }
 
@@ -66,6 +62,6 @@ pub(crate) fn main_with(n_deferred: fn() -> u64) -> ExitCode {
 }
 
 /// Another program of this bench.
-pub(crate) fn contender(target: &'static str) -> ExitCode {
-    BENCH.contender_main(target)
+pub(crate) fn contender() -> ExitCode {
+    BENCH.contender_main(Program::Target(env!("CARGO_CRATE_NAME")))
 }

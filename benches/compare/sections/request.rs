@@ -8,17 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use crate::contenders::discard;
-use crate::figures::{
-    CONTENDERS, CPU, IDLE, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars,
-    put_idle, put_waits,
+use super::figures::{
+    BASE, CPU, IDLE, MAX, P50, P99, P999, PEAK, SAMPLES, Section, WALL, put_idle,
 };
-use crate::support::block::Block;
-use crate::support::children::{Case, Report};
-use crate::support::random::Random;
-use crate::support::table::{Column, count};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{KIB, MIB, Scale};
+use super::support::block::Block;
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::random::Random;
+use super::support::table::{Column, count};
+use super::support::timing::{Latencies, nanos};
+use super::support::{KIB, MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "request",
@@ -28,9 +27,7 @@ pub(crate) const SECTION: Section = Section {
     repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const COLUMNS: [Column; 10] =
@@ -90,7 +87,7 @@ fn serve(n_requests: usize, report: &mut Report) {
     let wall = start.elapsed();
     report.put("wall", nanos(wall) as f64);
     report.put("busy", 100.0 * busy.as_secs_f64() / wall.as_secs_f64());
-    put_waits(report, &answers);
+    report.put_waits(&answers);
     for (key, quantile) in QUANTILES {
         report.put_some(key, answers.quantile(quantile));
     }
@@ -117,7 +114,7 @@ struct Worker {
 
 impl Worker {
     fn answer(&mut self, i: usize, random: &mut Random) -> usize {
-        let body_bytes = (4.0 * KIB as f64 * (random.unit() * 8.0).exp2()) as usize;
+        let body_bytes = random.size(4 * KIB, MIB);
         let body = vec![i as u8 | 1; body_bytes];
         let document = document(i, body_bytes / (4 * KIB) + 4);
         let index = index(&document);

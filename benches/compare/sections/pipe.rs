@@ -4,15 +4,13 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
-use crate::contenders::discard;
-use crate::figures::{
-    CONTENDERS, CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
-};
-use crate::support::block::Block;
-use crate::support::children::{Case, Report};
-use crate::support::table::{Column, US, column};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{GIB, KIB, MIB, Scale, size_name};
+use super::figures::{BASE, CPU, MAX, P50, P99, P999, PEAK, SAMPLES, Section};
+use super::support::block::Block;
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::table::{Column, US, column};
+use super::support::timing::{Latencies, nanos};
+use super::support::{GIB, KIB, MIB, Scale, size_name};
 
 pub(crate) const SECTION: Section = Section {
     name: "pipe",
@@ -21,9 +19,7 @@ pub(crate) const SECTION: Section = Section {
     repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const COLUMNS: [Column; 8] =
@@ -60,5 +56,5 @@ fn pipe(size: usize, n_buffers: usize, report: &mut Report) {
         waits
     });
     report.put("per_buffer", nanos(start.elapsed()) as f64 / n_buffers as f64);
-    put_waits(report, &waits);
+    report.put_waits(&waits);
 }

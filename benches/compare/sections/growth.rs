@@ -3,26 +3,20 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::contenders::discard;
-use crate::figures::{
-    CONTENDERS, CPU, IDLE, MAX, P50, PEAK, PEAK_LIMIT, SAMPLES, Section, WALL, no_bars, put_idle,
-    put_waits,
-};
-use crate::support::children::{Case, Report};
-use crate::support::table::{Column, US, column};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{GIB, MIB, Scale, size_name};
+use super::figures::{BASE, CPU, IDLE, MAX, P50, PEAK, SAMPLES, Section, WALL, put_idle};
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::table::{Column, US, column};
+use super::support::timing::{Latencies, nanos};
+use super::support::{GIB, MIB, Scale, size_name};
 
 pub(crate) const SECTION: Section = Section {
     name: "growth",
     about: "a Vec<u64> grown by push, then dropped; waits: each push that grows it (its block is \
             freed inside realloc, which no hand-over of values reaches)",
-    repetitions: 1,
     cases,
     tables: &[("", &COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const COLUMNS: [Column; 8] =
@@ -52,5 +46,5 @@ fn grow(n_items: usize, report: &mut Report) {
     discard(black_box(items));
     report.put("drop", nanos(dropping.elapsed()) as f64);
     report.put("wall", nanos(start.elapsed()) as f64);
-    put_waits(report, &growths);
+    report.put_waits(&growths);
 }

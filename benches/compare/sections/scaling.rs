@@ -6,29 +6,24 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::contenders::discard;
-use crate::figures::{
-    CONTENDERS, CPU, MAX, P50, P99, P999, PEAK, PEAK_LIMIT, SAMPLES, Section, no_bars, put_waits,
-};
-use crate::support::block::Block;
-use crate::support::children::{Case, Report};
-use crate::support::memory::{cpu_time, rss_bytes};
-use crate::support::structures::STRUCTURES;
-use crate::support::table::{Column, MIB as IN_MIB, ONE, column};
-use crate::support::timing::{Latencies, nanos};
-use crate::support::{MIB, Scale};
+use super::figures::{BASE, CPU, MAX, P50, P99, P999, PEAK, SAMPLES, Section};
+use super::support::block::Block;
+use super::support::children::{Case, Report};
+use super::support::discard::discard;
+use super::support::memory::{cpu_time, rss_bytes};
+use super::support::structures::STRUCTURES;
+use super::support::table::{Column, MIB as IN_MIB, ONE, column};
+use super::support::timing::{Latencies, nanos};
+use super::support::{MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "scaling",
     about: "reuse: each thread keeps eight blocks of 1 MiB, frees the oldest and takes a new one \
             (waits: each free); burst: each builds 100 000 boxes of 256 B, all drop them at once \
             (waits: a thread's drop); backlog: RSS when the last thread is done, over that at start",
-    repetitions: 1,
     cases,
     tables: &[("", &COLUMNS)],
-    bars: no_bars,
-    contenders: &CONTENDERS,
-    peak_limit: PEAK_LIMIT,
+    ..BASE
 };
 
 const COLUMNS: [Column; 10] = [
@@ -100,7 +95,7 @@ fn reuse(n_threads: usize, duration: Duration, report: &mut Report) {
     report.put("backlog", rss_bytes().saturating_sub(before) as f64);
     report.put("per_block", per_block(nanos(start.elapsed())));
     report.put("cpu_per_block", per_block(nanos(cpu_time() - cpu_before)));
-    put_waits(report, &waits);
+    report.put_waits(&waits);
 }
 
 fn burst(n_threads: usize, n_boxes: usize, n_rounds: usize, report: &mut Report) {
@@ -137,5 +132,5 @@ fn burst(n_threads: usize, n_boxes: usize, n_rounds: usize, report: &mut Report)
     report.put("backlog", backlog as f64);
     report.put("per_block", nanos(wall) as f64 / n_blocks);
     report.put("cpu_per_block", nanos(cpu) as f64 / n_blocks);
-    put_waits(report, &waits);
+    report.put_waits(&waits);
 }
