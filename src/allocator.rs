@@ -251,9 +251,8 @@ impl<B: Backing> DeferFree<B> {
     /// the thread has written down in a burst is left to the drainer. Of frees alone, those of 16 KiB and more do not
     /// count as use.
     ///
-    /// May be called on any thread, any number of times. It does nothing where it cannot be done: on the program's
-    /// first thread, on systems other than Linux, in a library that is loaded at run time, while a fork is under way, at
-    /// exit, and where nothing is deferred (`DEFERFREE=off`).
+    /// May be called on any thread, any number of times. It does nothing where it cannot be done: on Windows and macOS,
+    /// while a fork is under way, at exit, and where nothing is deferred (`DEFERFREE=off`).
     ///
     /// [park]: https://docs.rs/tokio/latest/tokio/runtime/struct.Builder.html#method.on_thread_park
     #[inline]

@@ -8,6 +8,7 @@ mod row;
 mod threads;
 mod sweep;
 mod sizes;
+mod small;
 mod requests;
 mod rounds;
 #[path = "../support/mod.rs"]
@@ -25,6 +26,7 @@ const BENCH: Bench = Bench {
     sections: &[
         &free_path::SECTION,
         &rest::SECTION,
+        &small::SECTION,
         &row::SECTION,
         &threads::SECTION,
         &sweep::SECTION,

@@ -15,6 +15,7 @@ use crate::burst::local::{self, JUDGED, Local, Mode, OnAlloc, OnFree, State};
 use crate::burst::{BURSTS, Outcome, SMALL_BYTES, Written};
 use crate::config::{Burst, DEFAULT_BURST};
 use crate::drainer::work;
+use crate::lifecycle::Inside;
 use crate::pending::MIN_CLASS_BYTES;
 use crate::runtime::Runtime;
 use crate::sys;
@@ -169,6 +170,10 @@ impl<B: Backing> DeferFree<B> {
             return false;
         }
         if written == Written::Opened {
+            // Before the drainer comes.
+            if local.is_long_now() {
+                self.give_up_pages(local);
+            }
             runtime.note_opened();
         }
         if local.state() == State::Judging && local.has_judged(written == Written::Opened) {
@@ -185,6 +190,15 @@ impl<B: Backing> DeferFree<B> {
             }
         }
         true
+    }
+
+    #[cold]
+    fn give_up_pages(&self, local: &Local) {
+        // The backing takes locks that a forked child must not inherit.
+        if let Ok(inside) = Inside::try_enter() {
+            local.without_settling(|| self.backing.before_drain());
+            drop(inside);
+        }
     }
 
     /// What it takes to touch one of the blocks that have just been written down, in nanoseconds.

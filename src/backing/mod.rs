@@ -83,6 +83,12 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     /// thread goes on as usual when it is back.
     fn thread_idle(&self) {}
 
+    /// Called on a thread that has written down so many frees in a row that it seems to be dropping much of what it has:
+    /// the drainer is going to free these blocks. An allocator in which others free at a higher price, or in which what
+    /// they free is dearer to allocate again, as long as a thread allocates from the same pages, gives up the calling
+    /// thread's pages here. The thread goes on as usual.
+    fn before_drain(&self) {}
+
     /// Called once, with the allocator's first operation, unless nothing will ever be deferred. `note` is to be called
     /// every now and then by threads that allocate, about once for each 64 MiB; it may be called anywhere. From that the
     /// drainer knows that a program is at work of which it sees nothing else. Where it is not called, memory that such

@@ -319,6 +319,8 @@ pub(crate) fn run<B: Backing>(
         }
         let dirty = drainer.unpurged || has_worked;
         if purges.is_due(now, active_at, last_burst, dirty, sys::resident_bytes)
+            // What the program has freed itself the drainer has not seen.
+            || flushing
             || everything && drainer.unpurged
         {
             let before = sys::resident_bytes();

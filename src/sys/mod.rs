@@ -46,8 +46,6 @@
 //!   the whole process.
 //! - `thread_cpu_clock()`: a number, not 0, by which any thread can ask `thread_cpu_ns` what CPU time the calling one
 //!   has had. `process_cpu_ns()`: that of all. `monotonic_ns()`: since some moment before.
-//! - `may_be_first_thread()`: whether the calling thread is the one on which this code was loaded, as far as that can be
-//!   told: true on systems that do not say, and in a library.
 //! - `has_one_cpu()`: whether the threads of the process have one CPU between them.
 //!
 //! # The process
@@ -87,9 +85,9 @@ pub(crate) use system::{
     CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
     at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
     grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed,
-    may_be_first_thread, memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes,
-    process_cpu_ns, release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded,
-    thread_cpu_clock, thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
+    memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, process_cpu_ns,
+    release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded, thread_cpu_clock,
+    thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
 };
 
 /// What was asked of the system to give pages back.

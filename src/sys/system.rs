@@ -159,10 +159,6 @@ pub(crate) fn monotonic_ns() -> u64 {
     0
 }
 
-pub(crate) fn may_be_first_thread() -> bool {
-    true
-}
-
 pub(crate) fn has_one_cpu() -> bool {
     true
 }

@@ -1,6 +1,7 @@
 //! A program that has gone idle gives its memory back within a second, on each system by that system's own count.
 //!
-//! Seen to fail with a drainer that does not purge, and those of medium blocks without `note_medium_free`.
+//! Seen to fail with a drainer that does not purge, those of medium blocks without `note_medium_free`, and
+//! `disorder` where a thread keeps its pages when a burst begins.
 
 use crate::common;
 
@@ -19,6 +20,14 @@ pub(crate) fn main() -> ExitCode {
         Some("small") => returns(|| (0..256 * KIB).map(|_| touched(KIB)).collect::<Vec<_>>()),
         Some("medium") => returns(|| (0..MIB / 200).map(|_| touched(50 * KIB)).collect::<Vec<_>>()),
         Some("medium_few") => returns(|| (0..1280).map(|_| touched(200 * KIB)).collect::<Vec<_>>()),
+        // By the time that the burst is seen to be one, the thread has freed some in each of its pages, of half a MiB each.
+        Some("disorder") => returns(|| {
+            let mut made = (0..20 * KIB + KIB / 2).map(|_| touched(12 * KIB)).collect::<Vec<_>>();
+            let n = made.len();
+            // A stride that has no divisor in common with the length.
+            (0..n).for_each(|i| made.swap(i, i * 7919 % n));
+            made
+        }),
         // The drainer has long been asleep.
         Some("medium_late") => {
             drop(touched(64 * MIB));
@@ -35,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
                 ("large", || run_child("large", &[], 60).expect_clean()),
                 ("huge", || run_child("huge", &[], 60).expect_clean()),
                 ("small", || run_child("small", &[], 60).expect_clean()),
+                ("disorder", || run_child("disorder", &[], 60).expect_clean()),
                 ("medium", || run_child("medium", &[], 60).expect_clean()),
                 ("medium_few", || run_child("medium_few", &[], 60).expect_clean()),
                 ("medium_late", || run_child("medium_late", &[], 60).expect_clean()),

@@ -4,8 +4,8 @@
 //! Seen to fail: with a call of the backing each time, or without the look that a thread's first free, first
 //! allocation or first large allocation after a rest takes, `once`; without the share of time, `seldom`; without the look
 //! at the settings, `off`; with a `settle` that does not look whether the thread rests, `written_down`; without the call
-//! of the backing, `memory`; without the look at the first thread, `anywhere` (crash); outside of the gate, and without
-//! the share of time, `forks` (a child hangs).
+//! of the backing, `memory`; where the thread's heap goes along with its pages (`mi_thread_done`), `anywhere` (crash on the first
+//! thread); outside of the gate, and without the share of time, `forks` (a child hangs).
 
 use crate::common;
 

@@ -54,6 +54,7 @@ use std::cell::Cell;
 use super::log::Log;
 use super::pool::Cursor;
 use super::record::Record;
+use crate::sync::TINY;
 use crate::sys;
 
 pub(super) use place::hears_of_its_exit;
@@ -83,6 +84,9 @@ const NONE: u32 = 0;
 /// time. Only a thread that does not allocate in all that time gets there.
 const FAR_LOOK: u32 = 4096;
 const FARTHEST_LOOK: u32 = 64 << 10;
+
+/// A burst of so many chunks is a long one, which is worth the price of giving up pages.
+const LONG_CHUNKS: u32 = if TINY { 1 } else { 4 };
 
 /// Addresses that are judged.
 pub(crate) const JUDGED: usize = 128;
@@ -134,6 +138,8 @@ pub(crate) struct Local {
     n: Cell<u32>,
     /// BURST and OWING: allocations since the burst began.
     n_allocs: Cell<u32>,
+    /// BURST: chunks begun since the thread allocated last.
+    n_chunks: Cell<u32>,
     /// BURST: blocks that waited at the last allocation. OWING: allocations at the last look.
     before: Cell<u64>,
     record: Record,
@@ -285,6 +291,7 @@ impl Local {
     pub(crate) fn burst(&self) {
         self.go(State::Burst, NONE);
         self.n_allocs.set(0);
+        self.n_chunks.set(0);
         self.before.set(0);
     }
 
@@ -324,6 +331,19 @@ impl Local {
     fn owe(&self) {
         self.go(State::Owing, self.looks());
         self.before.set(0);
+    }
+
+    /// BURST: a chunk is begun. True once, when it has become clear that the burst is a long one.
+    pub(crate) fn is_long_now(&self) -> bool {
+        self.n_chunks.set(self.n_chunks.get().saturating_add(1));
+        self.state.get() == State::Burst && self.n_chunks.get() == LONG_CHUNKS
+    }
+
+    /// Does something by which the thread's log is not to be settled.
+    pub(crate) fn without_settling(&self, f: impl FnOnce()) {
+        let rested = self.rests.replace(true);
+        f();
+        self.rests.set(rested);
     }
 
     pub(crate) fn rests(&self) -> bool {
@@ -396,6 +416,7 @@ impl Local {
                 let n_allocs = u64::from(self.n_allocs.get());
                 if self.before.replace(n_allocs) == n_allocs {
                     self.go(State::Burst, NONE);
+                    self.n_chunks.set(0);
                     return OnFree::Write;
                 }
                 OnFree::FreeNow

@@ -19,7 +19,7 @@ pub(crate) use super::unix::{
 pub(crate) use futex::{futex_wait, futex_wake_one};
 pub(crate) use memory::*;
 pub(super) use program::{environment, is_in_program};
-pub(crate) use thread::{be_ordinary, may_be_first_thread, name_thread};
+pub(crate) use thread::{be_ordinary, name_thread};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;

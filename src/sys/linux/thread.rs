@@ -39,12 +39,3 @@ pub(crate) fn be_ordinary() {
         }
     }
 }
-
-/// The program's own code is loaded on the thread that has the process's number.
-pub(crate) fn may_be_first_thread() -> bool {
-    static HERE: u8 = 0;
-    // By number, as older C libraries have no `gettid`.
-    // SAFETY: system calls that return numbers.
-    let is_first = unsafe { libc::syscall(libc::SYS_gettid) == libc::getpid().into() };
-    is_first || !super::is_in_program((&raw const HERE).addr())
-}

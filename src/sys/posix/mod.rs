@@ -37,7 +37,3 @@ pub(crate) fn has_one_cpu() -> bool {
     // SAFETY: reads a number of the system's.
     unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) == 1 }
 }
-
-pub(crate) fn may_be_first_thread() -> bool {
-    true
-}

@@ -106,7 +106,3 @@ pub(crate) fn futex_wake_one(word: &AtomicU32) {
     // SAFETY: an address, which is not read.
     unsafe { WakeByAddressSingle(word.as_ptr().cast()) };
 }
-
-pub(crate) fn may_be_first_thread() -> bool {
-    true
-}
