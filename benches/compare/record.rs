@@ -7,7 +7,7 @@ use std::ptr;
 
 use serde_json::{Map, Value, json};
 
-use super::sections;
+use super::sections::{ALL, SECTIONS};
 use super::support::Scale;
 use super::support::children::Results;
 use super::support::contender::Contender;
@@ -93,7 +93,8 @@ pub(crate) fn parse(text: &str) -> Result<Record, String> {
 
 /// A section or a contender that there is no more is left out.
 fn part_from_json(part: &Value) -> Option<Part> {
-    let section = sections::section(part["name"].as_str()?)?;
+    let name = part["name"].as_str()?;
+    let section = SECTIONS.into_iter().find(|section| section.name == name)?;
     let pair = |pair: &Value| Some((pair[0].as_str()?.to_owned(), pair[1].as_str()?.to_owned()));
     let conditions = array(&part["conditions"]).iter().filter_map(pair).collect();
     let mut results = Results::new(Vec::new());
@@ -138,8 +139,7 @@ pub(crate) fn conditions() -> Conditions {
         let (variable, value) = contender.environment()?;
         Some(format!("{}: {variable}={value}", contender.name()))
     };
-    let settings: Vec<String> =
-        sections::ALL.iter().filter_map(of_contender).chain(inherited()).collect();
+    let settings: Vec<String> = ALL.iter().filter_map(of_contender).chain(inherited()).collect();
     add("settings", settings.join("; "));
     conditions
 }

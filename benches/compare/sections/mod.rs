@@ -58,7 +58,3 @@ pub(crate) const SECTIONS: [&Section; 18] = [
 const fn of_allocators(section: Section) -> Section {
     Section { contenders: &ALLOCATORS, program, repetitions: 1, ..section }
 }
-
-pub(crate) fn section(name: &str) -> Option<&'static Section> {
-    SECTIONS.into_iter().find(|section| section.name == name)
-}
