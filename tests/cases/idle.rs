@@ -26,6 +26,8 @@ pub(crate) fn main() -> ExitCode {
             let n = made.len();
             // A stride that has no divisor in common with the length.
             (0..n).for_each(|i| made.swap(i, i * 7919 % n));
+            // No longer a young thread.
+            sleep_ms(200);
             made
         }),
         // The drainer has long been asleep.

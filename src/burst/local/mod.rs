@@ -86,7 +86,10 @@ const FAR_LOOK: u32 = 4096;
 const FARTHEST_LOOK: u32 = 64 << 10;
 
 /// A burst of so many chunks is a long one, which is worth the price of giving up pages.
-const LONG_CHUNKS: u32 = if TINY { 1 } else { 4 };
+const LONG_CHUNKS: u32 = if TINY { 1 } else { 8 };
+/// A younger thread may be one that was started for one task and ends with it, upon which it frees itself what still
+/// waits: that took a quarter longer in pages that it had given up.
+const OLD_NS: u64 = if TINY { 0 } else { 100_000_000 };
 
 /// Addresses that are judged.
 pub(crate) const JUDGED: usize = 128;
@@ -149,6 +152,8 @@ pub(crate) struct Local {
     far: Cell<u32>,
     /// Before that time it need not give up again what is held for it.
     next_rest_ns: Cell<u64>,
+    /// When it was set up.
+    born_ns: Cell<u64>,
     /// Bytes of the blocks between small and large that the thread has freed.
     medium_bytes: Cell<u64>,
 }
@@ -297,6 +302,7 @@ impl Local {
 
     /// NEW => PLAIN, or BURST where every free is deferred: the settings are known now.
     pub(crate) fn set_up(&self, mode: Mode) {
+        self.born_ns.set(sys::monotonic_ns());
         self.mode.set(mode);
         self.plain();
         self.update_forced();
@@ -333,10 +339,13 @@ impl Local {
         self.before.set(0);
     }
 
-    /// BURST: a chunk is begun. True once, when it has become clear that the burst is a long one.
+    /// BURST: a chunk is begun. True once, when it has become clear that the burst is a long one, of a thread that is
+    /// going to allocate again.
     pub(crate) fn is_long_now(&self) -> bool {
         self.n_chunks.set(self.n_chunks.get().saturating_add(1));
-        self.state.get() == State::Burst && self.n_chunks.get() == LONG_CHUNKS
+        self.state.get() == State::Burst
+            && self.n_chunks.get() == LONG_CHUNKS
+            && sys::monotonic_ns().saturating_sub(self.born_ns.get()) >= OLD_NS
     }
 
     /// Does something by which the thread's log is not to be settled.
