@@ -195,9 +195,9 @@ impl<B: Backing> DeferFree<B> {
         self
     }
 
-    /// Waits until everything that is pending now has been freed and returned to the system: what was freed by calls that
-    /// returned before this one began, on whichever thread. Other threads' frees that are under way meanwhile may be
-    /// missed, and with each of them one block of its size that it was just moving out of the way.
+    /// Waits until everything that is pending now has been freed and returned to the system: each block whose free returned
+    /// before this call began, on this thread or on another that this one has heard of it from. Frees that are under way
+    /// meanwhile may be missed. Small blocks that a thread is just taking back it frees itself.
     ///
     /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting.
     pub fn flush(&self) {
@@ -382,7 +382,10 @@ impl<B: Backing> DeferFree<B> {
                 if settings.enabled && sys::CAN_DEFER {
                     // Where it is refused, the start says so.
                     lifecycle::register();
-                    self.backing.reserve();
+                    // It takes locks, which a forked child must not inherit. Of no use but for speed.
+                    if let Ok(_inside) = Inside::try_enter() {
+                        self.backing.reserve();
+                    }
                     self.backing.on_allocations(work::note);
                 }
                 if settings.reporting.to != ReportTo::Nowhere

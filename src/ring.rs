@@ -61,9 +61,20 @@ struct Slot<T> {
 unsafe impl<T: Send, const N: usize> Sync for Ring<T, N> {}
 
 /// A slot that belongs to whoever holds this, until it is stamped.
-struct Claim<'a, T> {
+#[must_use = "nobody gets past it before it is stamped"]
+pub(crate) struct Claim<'a, T> {
     slot: &'a Slot<T>,
     next_stamp: u64,
+}
+
+/// What there was of the values that were in at some moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Old<T> {
+    Value(T),
+    /// A thread has claimed the slot of the oldest one and not stamped it yet.
+    Held,
+    /// All have left.
+    Nothing,
 }
 
 impl<T, const N: usize> Ring<T, N> {
@@ -89,11 +100,10 @@ impl<T, const N: usize> Ring<T, N> {
         }
     }
 
-    /// A push that has stopped in the middle; it goes on with the value when it is called.
-    #[cfg(test)]
-    pub(crate) fn begin_to_push(&self) -> Option<impl FnOnce(T)> {
-        let claim = self.claim(&self.tail, 0)?;
-        Some(|value| claim.fill(value))
+    /// The first half of a push, whose other half is [`Claim::fill`]. `None` where `push` gives its value back.
+    #[inline]
+    pub(crate) fn begin_to_push(&self) -> Option<Claim<'_, T>> {
+        self.claim(&self.tail, 0)
     }
 
     /// `None` when the ring is empty, or when the slot whose turn it is has not been filled yet.
@@ -104,6 +114,19 @@ impl<T, const N: usize> Ring<T, N> {
             return None;
         }
         Some(self.claim(&self.head, 1)?.empty())
+    }
+
+    /// The position behind all pushes that have begun.
+    pub(crate) fn end(&self) -> u64 {
+        self.tail.load(Ordering::Relaxed)
+    }
+
+    /// As `pop`, as long as not all pushes before `end` have left.
+    pub(crate) fn pop_before(&self, end: u64) -> Old<T> {
+        if self.head.load(Ordering::Relaxed) >= end {
+            return Old::Nothing;
+        }
+        self.pop().map_or(Old::Held, Old::Value)
     }
 
     /// Claims the slot at the position that `end` says, if that slot is ready: free is 0, full is 1.
@@ -144,8 +167,9 @@ impl<T, const N: usize> Ring<T, N> {
 }
 
 impl<T> Claim<'_, T> {
+    /// Only for a claim of `begin_to_push`.
     #[inline]
-    fn fill(self, value: T) {
+    pub(crate) fn fill(self, value: T) {
         // SAFETY: the slot is free, and claimed by us.
         unsafe { self.slot.value.write(MaybeUninit::new(value)) };
         self.slot.stamp.store(self.next_stamp, Ordering::Release);
@@ -233,7 +257,7 @@ mod tests {
         let stopped = ring.begin_to_push().unwrap();
         assert!((1..4).all(|value| ring.push(value).is_ok()));
         assert_eq!((ring.push(4), ring.pop(), ring.len()), (Err(4), None, 4));
-        stopped(0);
+        stopped.fill(0);
         assert_eq!((ring.pop(), ring.pop()), (Some(0), Some(1)));
 
         let stopped = ring.claim(&ring.head, 1).unwrap();
@@ -244,6 +268,20 @@ mod tests {
         assert_eq!((ring.push(6), ring.pop()), (Err(6), None));
         assert_eq!(stopped.empty(), 2);
         assert_eq!((ring.push(6), ring.pop()), (Ok(()), Some(6)));
+    }
+
+    /// Those that came before a moment leave, whatever comes behind them, and one that is held up is told from none.
+    #[test]
+    fn what_was_in_at_some_moment() {
+        let ring = Ring::<usize, 4>::new();
+        ring.push(0).unwrap();
+        let stopped = ring.begin_to_push().unwrap();
+        let end = ring.end();
+        ring.push(2).unwrap();
+        assert_eq!([ring.pop_before(end), ring.pop_before(end)], [Old::Value(0), Old::Held]);
+        stopped.fill(1);
+        assert_eq!([ring.pop_before(end), ring.pop_before(end)], [Old::Value(1), Old::Nothing]);
+        assert_eq!(ring.pop(), Some(2));
     }
 
     /// Four threads for each processor put in, as many take out: each value once, and those of one thread in order for
@@ -356,7 +394,7 @@ mod models {
             let mine = (ring.push(2).is_ok(), ring.pop());
             let theirs = other.join();
             assert!(mine.0 != theirs.0 && (mine.1, theirs.1) == (None, None));
-            stopped(0);
+            stopped.fill(0);
             assert_eq!((ring.pop(), ring.len()), (Some(0), 1));
         });
     }

@@ -89,6 +89,7 @@ impl<B: Backing> Runtime<B> {
             return Err(StartError::Platform);
         }
         let lost_in_fork_bytes = inherited.map_or(0, |runtime| runtime.pending.bytes() as u64);
+        let giver_before = inherited.map(|runtime| &runtime.giver);
         let inherited = inherited.map_or(0, |runtime| ptr::from_ref(runtime).addr());
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         // SAFETY: nobody else knows of it.
@@ -107,9 +108,11 @@ impl<B: Backing> Runtime<B> {
         match started {
             Ok(()) => {
                 BURSTS.note_started(runtime.addr().get());
-                if is_owner && backing.at_thread_end(shortage::settle) {
-                    BURSTS.allow_settling();
-                    this.giver.come();
+                if backing.at_thread_end(shortage::settle) {
+                    this.giver.come(giver_before);
+                    if is_owner {
+                        BURSTS.allow_settling();
+                    }
                 }
                 Ok(runtime)
             }
@@ -138,6 +141,10 @@ impl<B: Backing> Runtime<B> {
         let owner = runtime.addr().get();
         drainer::run(this.backing, &this.pending, &this.control, delay, owner);
         this.giver.withdraw();
+        // Inside the gate, as at birth. At exit nobody forks any more who could go on.
+        if let Some(_inside) = Inside::enter() {
+            this.backing.drainer_done();
+        }
         // SAFETY: `run` returns after `stop`, by which the allocator gave up its part.
         unsafe { Self::destroy(runtime) };
         ptr::null_mut()

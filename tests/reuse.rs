@@ -513,3 +513,29 @@ fn a_block_shrunk_in_place_is_deferred() {
     assert_eq!(stats.handed_over.blocks, 1, "{stats:?}");
     assert_eq!(stats.pending.blocks, 1, "{stats:?}");
 }
+
+/// Four threads at the slot of one class, and at nothing else: whoever has a block is alone with it.
+///
+/// Seen to fail where the slot is emptied, or its block exchanged, by a load and a store.
+#[test]
+fn nobody_shares_a_block() {
+    const IN_USE: u64 = 0x6465_6665_7266_7265;
+    let (book, heap) = tracked();
+    let layout = layout(MIB, 8);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..3_000_000 {
+                    let block = alloc(&heap, layout);
+                    // SAFETY: an aligned word of a live block, which nobody else should look at.
+                    let word = unsafe { &*block.cast::<AtomicU64>() };
+                    assert_ne!(word.swap(IN_USE, Ordering::Relaxed), IN_USE, "two have it");
+                    word.store(0, Ordering::Relaxed);
+                    free(&heap, block, layout);
+                }
+            });
+        }
+    });
+    heap.flush();
+    assert_eq!((heap.stats().pending.blocks, book.live_blocks()), (0, 0));
+}

@@ -142,6 +142,12 @@ unsafe impl Backing for Mimalloc {
         unsafe { ffi::mi_thread_init() };
     }
 
+    /// Else the thread's end calls it, and a child forked off at that moment finds `theaps_lock` held for ever.
+    fn drainer_done(&self) {
+        // SAFETY: may be called on any thread. What is left for this one to do allocates nothing.
+        unsafe { ffi::mi_thread_done() };
+    }
+
     /// See `deferred_free`.
     fn at_thread_end(&self, settle: Settle) -> bool {
         // Release pairs with the Acquire there.

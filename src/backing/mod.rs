@@ -67,6 +67,10 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     /// Called on the drainer when it starts, before it frees anything.
     fn drainer_init(&self) {}
 
+    /// Called on the drainer when it is about to end, which it does where its [`DeferFree`](crate::DeferFree) has been
+    /// dropped. No fork is under way then: an allocator that takes locks when a thread ends had better do it here.
+    fn drainer_done(&self) {}
+
     /// Called on the thread that starts the drainer. `settle` frees the small blocks that the calling thread has
     /// deferred, with what it is given: it has to free a block as [`GlobalAlloc::dealloc`] does. An allocator that gives
     /// up a thread's memory when the thread ends, so that others free its blocks at a higher price from then on,

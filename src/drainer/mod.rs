@@ -45,6 +45,7 @@ use crate::burst::BURSTS;
 use crate::huge;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
+use crate::ring::Old;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, Parker, TINY, thread};
 use crate::sys;
@@ -218,7 +219,8 @@ pub(crate) fn run<B: Backing>(
     delay: Duration,
     owner: usize,
 ) {
-    let mut drainer = Drainer { backing, pending, control, unpurged: false, unpurged_bytes: 0 };
+    let mut drainer =
+        Drainer { backing, pending, control, unpurged: false, unpurged_bytes: 0, purges: false };
     // The marks keep their distance however long the rounds between them take.
     let mark_every = (delay / MARKS_PER_DELAY).max(Duration::from_millis(1));
     let round_every = mark_every.min(ROUND_MAX);
@@ -258,14 +260,14 @@ pub(crate) fn run<B: Backing>(
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
-        let how = How {
-            waits: everything,
-            purges: everything || purges.is_near(now, active_at, last_burst),
-        };
-        let inside = if everything || make_room {
-            drainer.drain(inside, pending.known_classes(), |class| pending.len(class), how)
+        // In steps, each of which is purged: what is freed is not going to be wanted soon.
+        drainer.purges = everything || purges.is_near(now, active_at, last_burst);
+        let inside = if everything {
+            drainer.drain_all(inside)
+        } else if make_room {
+            drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
         } else if hurry_huge {
-            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class), how)
+            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
@@ -273,11 +275,11 @@ pub(crate) fn run<B: Backing>(
                 let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
                 pending.len(class).min(excess.div_ceil(class.bytes()))
             };
-            drainer.drain(inside, classes, excess, how)
+            drainer.drain(inside, classes, excess)
         } else if now >= next_mark {
             next_mark = now + mark_every;
             let inside =
-                drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class), how);
+                drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class));
             // Outside: no fork has to wait for it.
             inside.and_then(|inside| {
                 drop(inside);
@@ -381,14 +383,7 @@ struct Drainer<'a, B> {
     unpurged: bool,
     /// The large blocks among that.
     unpurged_bytes: usize,
-}
-
-/// How blocks are drained.
-#[derive(Clone, Copy)]
-struct How {
-    /// Also those behind one that a thread is in the midst of putting in.
-    waits: bool,
-    /// In steps, each of which is purged: what is freed is not going to be wanted soon.
+    /// Purges as soon as that is a step, before all has been freed.
     purges: bool,
 }
 
@@ -406,39 +401,57 @@ impl<B: Backing> Drainer<'_, B> {
         mut inside: Inside,
         classes: impl Iterator<Item = Class>,
         n_blocks: impl Fn(Class) -> usize,
-        how: How,
     ) -> Option<Inside> {
         for class in classes {
-            let mut left = n_blocks(class);
-            while left > 0 {
+            for _ in 0..n_blocks(class) {
                 let Some(block) = self.pending.drain(class) else {
-                    if !how.waits || self.pending.len(class) == 0 {
-                        break;
-                    }
-                    thread::sleep(RETRY);
-                    inside = inside.give_way()?;
-                    continue;
+                    break;
                 };
-                left -= 1;
-                if class.is_huge() {
-                    // Not the backing's: no fork has to wait for it.
-                    drop(inside);
-                    // SAFETY: the block came out of `class`.
-                    unsafe { free_for_good(self.backing, self.pending, class, block) };
-                    inside = Inside::enter()?;
-                } else {
-                    // SAFETY: the block came out of `class`.
-                    unsafe { free_for_good(self.backing, self.pending, class, block) };
-                    self.unpurged = true;
-                    self.unpurged_bytes += class.bytes();
-                    if how.purges && self.unpurged_bytes >= PURGE_STEP_BYTES {
-                        self.purge();
-                    }
-                    inside = inside.give_way()?;
-                }
+                // SAFETY: the block came out of `class`.
+                inside = unsafe { self.free(inside, class, block)? };
             }
         }
         Some(inside)
+    }
+
+    /// Frees each block whose free returned before this began; waits for threads that are in the midst of putting one in
+    /// in front of it. `None` when the process exits.
+    fn drain_all(&mut self, mut inside: Inside) -> Option<Inside> {
+        for class in self.pending.known_classes() {
+            let mut all = self.pending.all(class);
+            loop {
+                inside = match self.pending.drain_of(&mut all, class) {
+                    // SAFETY: the block came out of `class`.
+                    Old::Value(block) => unsafe { self.free(inside, class, block)? },
+                    Old::Held => {
+                        thread::sleep(RETRY);
+                        inside.give_way()?
+                    }
+                    Old::Nothing => break,
+                };
+            }
+        }
+        Some(inside)
+    }
+
+    /// # Safety
+    /// `block` was put into `class` and has been taken out.
+    unsafe fn free(&mut self, inside: Inside, class: Class, block: Block) -> Option<Inside> {
+        if class.is_huge() {
+            // Not the backing's: no fork has to wait for it.
+            drop(inside);
+            // SAFETY: the caller's block.
+            unsafe { free_for_good(self.backing, self.pending, class, block) };
+            return Inside::enter();
+        }
+        // SAFETY: the caller's block.
+        unsafe { free_for_good(self.backing, self.pending, class, block) };
+        self.unpurged = true;
+        self.unpurged_bytes += class.bytes();
+        if self.purges && self.unpurged_bytes >= PURGE_STEP_BYTES {
+            self.purge();
+        }
+        inside.give_way()
     }
 
     /// Frees the small blocks of quiet threads, with `everything` those of all; says in `is_left` whether any wait

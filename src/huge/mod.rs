@@ -128,9 +128,11 @@ pub(crate) unsafe fn unmap(block: *mut u8) -> Unmapped {
     let len = TABLE.len(block);
     debug_assert!(len != 0);
     let page = sys::page_bytes();
-    let stride = len / SAMPLES / page * page;
+    // Where pages are of 64 KiB, a block of one unit has 32.
+    let n_samples = SAMPLES.min(len / page);
+    let stride = len / n_samples / page * page;
     // The last page of each part: of a block that is filled from its beginning the last one is the last to come.
-    let samples = (1..=SAMPLES).map(|i| block.wrapping_add(i * stride - page));
+    let samples = (1..=n_samples).map(|i| block.wrapping_add(i * stride - page));
     // SAFETY: pages of the mapping, which has at least one for each sample.
     let n_resident = samples.filter(|&page| unsafe { sys::is_resident(page) }).count();
     // First: once it is unmapped another thread's may come to lie there.
@@ -144,7 +146,7 @@ pub(crate) unsafe fn unmap(block: *mut u8) -> Unmapped {
         sys::unmap(block, len);
     }
     N_BLOCKS.fetch_sub(1, Ordering::Relaxed);
-    Unmapped { released, was_written: n_resident == SAMPLES }
+    Unmapped { released, was_written: n_resident == n_samples }
 }
 
 /// Makes a block `len` bytes long, whole units, in its place or another; what is added is zero. Null when refused, and

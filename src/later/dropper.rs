@@ -55,6 +55,7 @@
 //! From the first exit handler on nothing more is dropped. A value that is being dropped at that time
 //! goes on as any other thread does.
 
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::fmt;
 use std::io;
@@ -183,6 +184,14 @@ impl Dropper {
         let dropper = Box::into_raw(block.into_boxed_slice()).cast::<Dropper>();
         // SAFETY: not freed any more, but below if there is no thread that could use it.
         let this: &'static Dropper = unsafe { &*dropper };
+        let give_up = |error| {
+            // SAFETY: there is no dropper, and nobody else knows of it.
+            drop(unsafe { Box::from_raw(dropper) });
+            Err(error)
+        };
+        if !has_memory_for_a_thread() {
+            return give_up(StartError::Memory);
+        }
         let signals = sys::SignalsBlocked::new();
         let start = || {
             thread::Builder::new()
@@ -201,11 +210,7 @@ impl Dropper {
                 debug_assert!(set.is_ok());
                 Ok(this)
             }
-            Err(error) => {
-                // SAFETY: there is no dropper, and nobody else knows of it.
-                drop(unsafe { Box::from_raw(dropper) });
-                Err(StartError::Thread(error))
-            }
+            Err(error) => give_up(StartError::Thread(error)),
         }
     }
 
@@ -354,6 +359,28 @@ impl Dropper {
         drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
         changed.notify_all();
     }
+}
+
+/// Whether there is memory for what `std::thread` allocates for a thread, which ends the process where there is none: a
+/// handful of blocks of up to some 100 bytes. So many of each size are allocated and freed, for it to find them.
+fn has_memory_for_a_thread() -> bool {
+    const EACH: usize = 4;
+    const STEP: usize = 16;
+    const MAX: usize = 512;
+    let mut blocks = [ptr::null_mut(); MAX / STEP * EACH];
+    let layout =
+        |i| Layout::from_size_align((i / EACH + 1) * STEP, 8).unwrap_or(Layout::new::<u8>());
+    let mut has_memory = true;
+    for (i, block) in blocks.iter_mut().enumerate() {
+        // SAFETY: the layout is not empty.
+        *block = unsafe { alloc(layout(i)) };
+        has_memory &= !block.is_null();
+    }
+    for (i, block) in blocks.into_iter().enumerate().filter(|(_, block)| !block.is_null()) {
+        // SAFETY: allocated above, with this layout.
+        unsafe { dealloc(block, layout(i)) };
+    }
+    has_memory
 }
 
 /// Drops the value. Should it panic, the panic hook has reported that by the time it ends here.

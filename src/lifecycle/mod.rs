@@ -147,6 +147,7 @@ pub(crate) fn wait_until_nobody_is_inside() {
 pub(crate) fn register() -> bool {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if !REGISTERED.load(Ordering::Acquire) {
+        sys::prepare_to_start_threads();
         // Of a library that is unloaded, the C library takes the handlers away with it.
         if !sys::at_fork(prepare, parent, child) || !sys::at_exit(exit) {
             return false;

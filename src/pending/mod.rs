@@ -6,6 +6,22 @@
 //! handed to the caller. Nobody waits for anybody: see `ring` for what becomes of a thread that is preempted
 //! in the midst of it.
 //!
+//! # What is in at some moment
+//!
+//! A flush is to find each block whose free has returned. In no thread's hands alone is such a block: a free that finds the
+//! slot taken first claims a place in the queue, then exchanges the slot's block for its own, and then fills the place:
+//!
+//! ```text
+//! a free                                    all that is in
+//! P1  claims a place in the queue           A1  takes the block out of the slot
+//! P2  slot: the one before => its own       A2  notes where the queue ends
+//! P3  fills the place with the one before   A3  takes out what is before that, and waits for places that are not filled
+//! ```
+//!
+//! Of a block that was in the slot once, A1 finds it there, or a later state of the slot: it was taken, or P2 (Release)
+//! comes before A1 (Acquire), and so P1 before A2. Others' changes of the slot between P2 and A1 are exchanges too,
+//! and pass that on.
+//!
 //! # Age
 //!
 //! A program that frees a thousand blocks and goes on with eight of them, round and round, keeps
@@ -28,9 +44,10 @@ use std::ptr;
 
 use crossbeam_utils::CachePadded;
 
-use queue::Queue;
+use queue::{Ends, Queue};
 
 use crate::burst::BURSTS;
+use crate::ring::Old;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::Released;
 
@@ -78,8 +95,7 @@ pub(crate) enum Refused {
     Unknown(Block),
     /// As many bytes wait as may.
     Bound(Block),
-    /// There was no memory for the queue of the class, or it is full. The block returned may be another one of the class
-    /// than the one that was put in.
+    /// There was no memory for the queue of the class, or it is full.
     Queue(Block),
 }
 
@@ -99,6 +115,13 @@ pub(crate) enum Taken {
     Fitting(Block),
     Misaligned(Block),
     Nothing,
+}
+
+/// The blocks of a class that wait at some moment.
+#[derive(Debug)]
+pub(crate) struct All {
+    slots: [Option<Block>; 2],
+    ends: Ends,
 }
 
 /// All blocks that wait. All zero bytes are a valid value: nothing waits and nothing may.
@@ -358,15 +381,18 @@ impl Pending {
             waiting.counts.over_bound.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Bound(block));
         };
-        // AcqRel: the taker sees what was written to the block before it was freed as done
-        // (Release), and we may pass on the block that another thread left here (Acquire).
-        let displaced = waiting.last.swap(block.0, Ordering::AcqRel);
-        if !displaced.is_null() {
-            if let Err(block) = waiting.queue.push(Block(displaced)) {
+        let last = waiting.last.load(Ordering::Relaxed);
+        if !last.is_null() || !waiting.replace_last(last, block.0) {
+            // P1
+            let Some(place) = waiting.queue.begin_to_push() else {
                 self.backlog.release(class.bytes());
                 waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
                 return Err(Refused::Queue(block));
-            }
+            };
+            // P2. Where others have been at the slot meanwhile, the place is good for this block as well.
+            let is_replaced = !last.is_null() && waiting.replace_last(last, block.0);
+            // P3
+            place.fill(Block(if is_replaced { last } else { block.0 }));
         }
         let high = self.high_water_bytes();
         Ok(if before == ASLEEP {
@@ -382,7 +408,8 @@ impl Pending {
     #[cfg(all(test, loom))]
     pub(crate) fn begin_to_put(&self, class: Class) -> impl FnOnce(Block) {
         assert!(self.backlog.reserve(class.bytes()).is_some());
-        self.classes[class.index()].queue.begin_to_push()
+        let place = self.classes[class.index()].queue.begin_to_push().unwrap();
+        |block| place.fill(block)
     }
 
     /// Takes back a block of `class`, the one freed last if possible.
@@ -496,6 +523,28 @@ impl Pending {
         self.remove_oldest(class, |counts| &counts.drained)
     }
 
+    /// What `drain_of` takes out: all blocks of `class` that wait now, see A1 to A3. Only the drainer may call it.
+    pub(crate) fn all(&self, class: Class) -> All {
+        let waiting = &*self.classes[class.index()];
+        // A1, A2. Those that are cleared the drainer itself has put there.
+        let slots = [waiting.pop_last(), waiting.pop_cleared()];
+        All { slots, ends: waiting.queue.ends() }
+    }
+
+    /// As `drain`, for one of `all`.
+    pub(crate) fn drain_of(&self, all: &mut All, class: Class) -> Old<Block> {
+        let waiting = &*self.classes[class.index()];
+        let old = match all.slots.iter_mut().find_map(Option::take) {
+            Some(block) => Old::Value(block),
+            None => waiting.queue.pop_before(&all.ends),
+        };
+        if let Old::Value(_) = old {
+            self.left(class, &waiting.counts.drained);
+            waiting.note_low_water();
+        }
+        old
+    }
+
     fn remove_oldest(
         &self,
         class: Class,
@@ -543,6 +592,14 @@ impl Pending {
 }
 
 impl Waiting {
+    /// Has `block` be the last one in place of `before`, if that is there still.
+    #[inline]
+    fn replace_last(&self, before: *mut u8, block: *mut u8) -> bool {
+        // AcqRel: the taker sees what was written to the block before it was freed as done
+        // (Release), and we may pass on the block that another thread left here (Acquire).
+        self.last.compare_exchange(before, block, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     #[inline]
     fn pop_last(&self) -> Option<Block> {
         pop(&self.last)
@@ -573,11 +630,11 @@ impl Waiting {
 /// Takes the block in a slot, if there is one.
 #[inline]
 fn pop(slot: &AtomicPtr<u8>) -> Option<Block> {
-    // The cheap look first: a miss should not take the cache line away from those who put.
-    if slot.load(Ordering::Relaxed).is_null() {
+    // The cheap look first: a miss should not take the cache line away from those who put. Acquire: A1.
+    if slot.load(Ordering::Acquire).is_null() {
         return None;
     }
-    // Acquire pairs with the Release half of the swap in `put`, and with `clear_one`.
+    // Acquire pairs with the Release half of `replace_last`, and with `clear_one`.
     let ptr = slot.swap(ptr::null_mut(), Ordering::Acquire);
     (!ptr.is_null()).then_some(Block(ptr))
 }

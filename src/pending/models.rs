@@ -98,7 +98,7 @@ fn each_block_once(preemptions: usize, max_blocks: usize) {
     });
 }
 
-/// Seen to fail where `put`, `pop_last` or `reserve` load and store instead of exchanging, with Relaxed in the
+/// Seen to fail where `replace_last`, `pop` or `reserve` load and store instead of exchanging, with Relaxed in the
 /// first two, where bytes are released before the block is out, and where `put` keeps them of a refused one.
 #[test]
 fn no_block_is_lost_or_there_twice() {

@@ -6,7 +6,7 @@
 use std::ptr;
 
 use super::Block;
-use crate::ring::Ring;
+use crate::ring::{Claim, Old, Ring};
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sys;
@@ -22,6 +22,10 @@ struct Tiers {
     second: Ring<Block, { TIER_SLOTS[1] }>,
     third: Ring<Block, { TIER_SLOTS[2] }>,
 }
+
+/// Where the tiers ended at some moment.
+#[derive(Debug)]
+pub(super) struct Ends([u64; 3]);
 
 /// All zero bytes are a valid value: there are no tiers, and no block fits in.
 pub(super) struct Queue {
@@ -62,19 +66,11 @@ impl Queue {
         unsafe { self.tiers.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Adds a block where there is room; gives it back where there is none.
+    /// Room for a block, to be filled; `None` where there is none.
     #[inline]
-    pub(super) fn push(&self, block: Block) -> Result<(), Block> {
-        let Some(tiers) = self.tiers() else {
-            return Err(block);
-        };
-        tiers.first.push(block).or_else(|block| tiers.push_above(block))
-    }
-
-    /// A push to the first tier that has stopped in the middle; it goes on with the block when it is called.
-    #[cfg(all(test, loom))]
-    pub(super) fn begin_to_push(&self) -> impl FnOnce(Block) {
-        self.tiers().unwrap().first.begin_to_push().unwrap()
+    pub(super) fn begin_to_push(&self) -> Option<Claim<'_, Block>> {
+        let tiers = self.tiers()?;
+        tiers.first.begin_to_push().or_else(|| tiers.begin_above())
     }
 
     /// Takes a block of the youngest tier that has any.
@@ -89,6 +85,26 @@ impl Queue {
     pub(super) fn pop_old(&self) -> Option<Block> {
         let tiers = self.tiers()?;
         tiers.first.pop().or_else(|| tiers.second.pop()).or_else(|| tiers.third.pop())
+    }
+
+    /// What `pop_before` takes out: all blocks that are in, or are just being put in.
+    pub(super) fn ends(&self) -> Ends {
+        let ends = |tiers: &Tiers| [tiers.first.end(), tiers.second.end(), tiers.third.end()];
+        Ends(self.tiers().map_or([0; 3], ends))
+    }
+
+    pub(super) fn pop_before(&self, Ends(ends): &Ends) -> Old<Block> {
+        let Some(tiers) = self.tiers() else {
+            return Old::Nothing;
+        };
+        match tiers.first.pop_before(ends[0]) {
+            Old::Nothing => {}
+            found => return found,
+        }
+        match tiers.second.pop_before(ends[1]) {
+            Old::Nothing => tiers.third.pop_before(ends[2]),
+            found => found,
+        }
     }
 
     /// Blocks that are in, and those that are just being put in; exact when nobody else is at it.
@@ -109,7 +125,7 @@ impl Queue {
 
 impl Tiers {
     #[inline(never)]
-    fn push_above(&self, block: Block) -> Result<(), Block> {
-        self.second.push(block).or_else(|block| self.third.push(block))
+    fn begin_above(&self) -> Option<Claim<'_, Block>> {
+        self.second.begin_to_push().or_else(|| self.third.begin_to_push())
     }
 }

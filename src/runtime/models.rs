@@ -215,6 +215,23 @@ fn a_flush_frees_what_is_behind_another() {
     });
 }
 
+/// A block that this thread freed, and that another one's free is just moving out of the way, is in nobody's hands alone.
+///
+/// Seen to fail where `put` exchanges the slot's block before it has a place for it, where the ends of the queue are noted
+/// before the slot is emptied, and where `replace_last` has no Release.
+#[test]
+fn a_flush_frees_what_another_displaces() {
+    check(Some(1), 96, || {
+        let running = Running::with_room_for(3);
+        let runtime = running.get();
+        let (mine, another) = (alloc(runtime), alloc(runtime));
+        let other = thread::spawn(move || free(runtime, another));
+        free_and_flush(runtime, mine);
+        other.join();
+        running.end();
+    });
+}
+
 /// Seen to fail where `stop` wakes nobody, where the drainer parks without looking at it, and where it is gone,
 /// with what it parks on, before the one who stops it.
 #[test]

@@ -3,7 +3,8 @@
 //! Large allocations are looked at, and where one fails, all that waits is given back and it is tried again. To look at
 //! each small one as well takes twelve instructions more, of some eighty that a pair of allocation and free has. So an
 //! allocator that can is to call by itself, in the middle of an allocation that is about to fail
-//! ([`Backing::SETTLES_WHEN_SHORT`]). It calls one runtime of the process, the owner of the bursts.
+//! ([`Backing::SETTLES_WHEN_SHORT`]). What it calls asks each runtime on such an allocator: a program may have several, and
+//! it is all one memory.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -19,6 +20,13 @@ use crate::sys;
 pub(super) struct Giver {
     runtime: *const c_void,
     give_back: unsafe fn(*const c_void),
+    generation: u32,
+}
+
+impl OfGeneration for Giver {
+    fn generation(&self) -> u32 {
+        self.generation
+    }
 }
 
 // SAFETY: the runtime may be used by any thread.
@@ -26,8 +34,9 @@ unsafe impl Send for Giver {}
 // SAFETY: as above.
 unsafe impl Sync for Giver {}
 
-/// The one that is called. Null, or part of a runtime that stays until it has been withdrawn.
-static GIVER: AtomicPtr<Giver> = AtomicPtr::new(ptr::null_mut());
+/// Those that are called: null, or part of a runtime that stays until it has been withdrawn. A runtime that finds no place
+/// gives back when its own large allocations fail.
+static GIVERS: [AtomicPtr<Giver>; 8] = [const { AtomicPtr::new(ptr::null_mut()) }; 8];
 
 /// The allocators call for other reasons as well, and do not say which: memory is short when so much cannot be mapped. A
 /// mapping of mimalloc's for small blocks is 4 MiB at most, and as much again to align it.
@@ -40,28 +49,39 @@ impl Giver {
         unsafe fn give_back<B: Backing>(runtime: *const c_void) {
             // SAFETY: the caller's.
             let runtime = unsafe { &*runtime.cast::<Runtime<B>>() };
-            // Of what was inherited in a fork, nothing is touched.
-            if runtime.is_current() && runtime.anything_waits() && is_short() {
+            if runtime.anything_waits() && is_short() {
                 runtime.give_back_everything();
             }
         }
-        Giver { runtime: runtime.cast(), give_back: give_back::<B> }
+        Giver {
+            runtime: runtime.cast(),
+            give_back: give_back::<B>,
+            generation: lifecycle::generation(),
+        }
     }
 
-    /// To be called in place of the one before.
-    pub(super) fn come(&self) {
-        // Release pairs with the Acquire in `settle`.
-        GIVER.store(ptr::from_ref(self).cast_mut(), Ordering::Release);
+    /// To be called from now on, in place of the one `inherited` in a fork, if that has one.
+    pub(super) fn come(&self, inherited: Option<&Giver>) {
+        let this = ptr::from_ref(self).cast_mut();
+        let before = inherited.map_or(ptr::null_mut(), |giver| ptr::from_ref(giver).cast_mut());
+        let comes = |place: &AtomicPtr<Giver>, before| {
+            // Release pairs with the Acquire in `settle`.
+            place.compare_exchange(before, this, Ordering::Release, Ordering::Relaxed).is_ok()
+        };
+        let _ = GIVERS.iter().any(|place| comes(place, before))
+            || GIVERS.iter().any(|place| comes(place, ptr::null_mut()));
     }
 
     /// On the drainer, outside the gate, before its runtime goes away.
     pub(super) fn withdraw(&self) {
         let this = ptr::from_ref(self).cast_mut();
         // SeqCst, with the fence in `settle`: whoever goes in from now on finds it gone, or is seen inside.
-        let is_it = GIVER
-            .compare_exchange(this, ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok();
-        if is_it {
+        let withdraw = |place: &AtomicPtr<Giver>| {
+            place
+                .compare_exchange(this, ptr::null_mut(), Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        };
+        if GIVERS.iter().any(withdraw) {
             fence(Ordering::SeqCst);
             lifecycle::wait_until_nobody_is_inside();
         }
@@ -76,10 +96,14 @@ pub(super) fn settle(free: &mut dyn FnMut(*mut u8)) {
         return;
     };
     fence(Ordering::SeqCst);
-    // SAFETY: null, or a giver that stays as long as anybody is inside.
-    if let Some(giver) = unsafe { GIVER.load(Ordering::Acquire).as_ref() } {
-        // SAFETY: of the runtime that the giver is part of.
-        unsafe { (giver.give_back)(giver.runtime) };
+    for place in &GIVERS {
+        // SAFETY: null, or a giver that stays as long as anybody is inside.
+        let giver = unsafe { place.load(Ordering::Acquire).as_ref() };
+        // Of what was inherited in a fork, nothing is touched.
+        if let Some(giver) = giver.filter(|giver| giver.is_current()) {
+            // SAFETY: of the runtime that the giver is part of.
+            unsafe { (giver.give_back)(giver.runtime) };
+        }
     }
 }
 

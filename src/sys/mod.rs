@@ -38,6 +38,8 @@
 //! - `CAN_DEFER`: whether a drainer can run.
 //! - `start_thread(stack_bytes, main, argument)`: a detached thread. `name_thread(name)` names the calling one,
 //!   `be_ordinary()` takes from it what it inherited of priority and CPUs.
+//! - `prepare_to_start_threads()`: to be called once before, as early as may be: it may wait for another thread that loads a
+//!   library.
 //! - `SignalsBlocked`: while it lives, no signal that may be meant for another thread is handled on this one, nor on one that it starts.
 //! - `futex_wait(word, expected, timeout)` sleeps while the word has that value; it may return for no reason.
 //!   `futex_wake_one(word)` ends one such sleep, without waiting for anybody.
@@ -85,9 +87,9 @@ pub(crate) use system::{
     CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
     at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
     grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed,
-    memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, process_cpu_ns,
-    release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded, thread_cpu_clock,
-    thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
+    memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, prepare_to_start_threads,
+    process_cpu_ns, release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded,
+    thread_cpu_clock, thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
 };
 
 /// What was asked of the system to give pages back.

@@ -120,6 +120,8 @@ pub(crate) unsafe fn start_thread(
 
 pub(crate) fn be_ordinary() {}
 
+pub(crate) fn prepare_to_start_threads() {}
+
 pub(crate) fn name_thread(_name: &CStr) {}
 
 /// Returns soon, for no reason.

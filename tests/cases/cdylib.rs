@@ -14,7 +14,10 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc;
 use std::thread;
 
-use common::{drainers, finish, fork, sleep_ms, thread_refuser, threads, wait_ok, wait_until};
+use common::{
+    drainers, finish, fork, library_that_calls, sleep_ms, thread_refuser, threads, wait_ok,
+    wait_until,
+};
 
 const ROUNDS: usize = 200;
 /// Where a child finds the library.
@@ -29,6 +32,7 @@ pub(crate) fn main() -> ExitCode {
         Some("closed_before_its_thread_exits") => closed_before_its_thread_exits(),
         Some("values_still_to_be_dropped") => values_still_to_be_dropped(),
         Some("fork_after_close") => fork_after_close(),
+        Some("opened_in_a_constructor") => opened_in_a_constructor_child(),
         Some("closed_before_the_drainer_begins") => closed_before_the_drainer_begins_child(),
         Some(case) => panic!("{case}"),
         None if cfg!(target_feature = "crt-static") => {
@@ -45,6 +49,7 @@ pub(crate) fn main() -> ExitCode {
                 ("values_still_to_be_dropped", || run("values_still_to_be_dropped")),
                 ("fork_after_close", || run("fork_after_close")),
                 ("closed_before_the_drainer_begins", closed_before_the_drainer_begins),
+                ("opened_in_a_constructor", opened_in_a_constructor),
             ]);
         }
     }
@@ -221,6 +226,37 @@ fn closed_before_the_drainer_begins_child() {
     starter.join().unwrap().close();
     sleep_ms(200);
     wait_until("the thread", || threads().iter().any(|(_, name)| name.starts_with("deferfree")));
+}
+
+/// As a plugin that brings along others: its drainer starts while the dynamic linker is held by the same thread.
+fn opened_in_a_constructor() {
+    let Some(outer) = library_that_calls() else { return };
+    let mut command = command("opened_in_a_constructor");
+    command.env("OUTER", outer);
+    finish(command, 20).expect_clean();
+}
+
+extern "C" fn constructor() {
+    let library = Library::open();
+    for function in [c"plugin_large", c"plugin_burst", c"plugin_later"] {
+        library.call(function);
+    }
+    assert_eq!(library.call(c"plugin_running"), 1);
+    library.close();
+}
+
+fn opened_in_a_constructor_child() {
+    let outer = CString::new(std::env::var("OUTER").unwrap()).unwrap();
+    let address = CString::new((constructor as extern "C" fn() as usize).to_string()).unwrap();
+    // SAFETY: C strings. The library calls a function of that type; nobody else looks at the environment.
+    unsafe {
+        assert_eq!(libc::setenv(c"CALL".as_ptr(), address.as_ptr(), 1), 0);
+        assert!(!libc::dlopen(outer.as_ptr(), libc::RTLD_NOW).is_null());
+    }
+    assert!(is_mapped());
+    let library = Library::open();
+    assert_eq!(library.call(c"plugin_large"), 20);
+    library.close();
 }
 
 fn values_still_to_be_dropped() {

@@ -3,11 +3,13 @@
 //!
 //! Seen to fail: without the generation or with the parent's gate kept, `fresh_start`; without the wait
 //! for the drainer in `prepare`, `while_purging`; with the drainer born outside the gate, `at_birth`;
+//! with the drainer's end outside the gate, `drainers_that_end`;
 //! without any fork handlers, all but `of_a_parent_that_is_off`; with handlers registered by the start only, and musl,
 //! `handlers_that_allocate`.
 
 use crate::common;
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -16,10 +18,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    KIB, MIB, command, drainers, finish, fork, nearly_start, rss, run_child, sleep_ms,
+    KIB, MIB, command, drainers, finish, fork, nearly_start, rounds, rss, run_child, sleep_ms,
     thread_refuser, touched, wait, wait_ok, wait_until,
 };
-use deferfree::DeferFree;
+use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
 static GLOBAL: DeferFree = DeferFree::new();
@@ -38,6 +40,7 @@ pub(crate) fn main() -> ExitCode {
             ("nested", || clean("nested", "4ms")),
             ("from_two_threads", || clean("from_two_threads", "2ms")),
             ("commands", || clean("commands", "2ms")),
+            ("drainers_that_end", || clean("drainers_that_end", "2ms")),
             ("handlers_that_allocate", handlers_that_allocate),
             ("before_the_first_block", || clean("before_the_first_block", "2ms")),
             ("of_a_parent_that_is_off", of_a_parent_that_is_off),
@@ -52,6 +55,7 @@ pub(crate) fn main() -> ExitCode {
         "nested" => nested_child(),
         "from_two_threads" => from_two_threads_child(),
         "commands" => commands_child(),
+        "drainers_that_end" => drainers_that_end_child(),
         "handlers_that_allocate" => handlers_that_allocate_child(),
         "before_the_first_block" => before_the_first_block_child(),
         "off" => off_child(),
@@ -161,11 +165,11 @@ fn while_others_push_child() {
 }
 
 fn while_purging_child() {
-    for n in 0..24 {
+    for n in rounds(24) {
         let blocks: Vec<_> = (0..32).map(|_| touched(4 * MIB)).collect();
         drop(blocks);
         // The drainer starts within a millisecond, and purges for some.
-        sleep_ms(n % 8);
+        sleep_ms(n as u64 % 8);
         wait_ok(fork(CHILD_SECS, || {
             // mimalloc's purge has a guard of its own, which must not have been left closed.
             let blocks: Vec<_> = (0..8).map(|_| touched(4 * MIB)).collect();
@@ -177,6 +181,51 @@ fn while_purging_child() {
             assert!(is_returned || cfg!(feature = "_mimalloc_v2"), "{} from {peak}", rss());
             use_it_more();
         }));
+    }
+}
+
+/// The system's, whose threads take long to end. mimalloc takes locks for that, which a child would find held.
+#[derive(Clone, Copy)]
+struct SlowToEnd;
+
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+static N_ENDED: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all blocks are the system's.
+unsafe impl GlobalAlloc for SlowToEnd {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(ptr, layout) };
+    }
+}
+
+// SAFETY: as `System` is one.
+unsafe impl Backing for SlowToEnd {
+    fn drainer_done(&self) {
+        IS_ENDING.store(true, Ordering::SeqCst);
+        sleep_ms(20);
+        IS_ENDING.store(false, Ordering::SeqCst);
+        N_ENDED.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// No fork is under way while a drainer ends.
+fn drainers_that_end_child() {
+    const ROUNDS: usize = 20;
+    for n in 0..ROUNDS {
+        let heap = DeferFree::with_backing(SlowToEnd).delay_ms(1);
+        nearly_start(&heap);
+        nearly_start(&heap);
+        assert!(heap.stats().drainer_running);
+        drop(heap);
+        sleep_ms(n as u64 % 5);
+        wait_ok(fork(CHILD_SECS, || assert!(!IS_ENDING.load(Ordering::SeqCst))));
+        wait_until("it has ended", || N_ENDED.load(Ordering::SeqCst) == n + 1);
     }
 }
 
@@ -211,7 +260,7 @@ fn handlers_that_allocate_child() {
 
 fn nested_child() {
     under_churn(|| {
-        for _ in 0..12 {
+        for _ in rounds(12) {
             wait_ok(fork(CHILD_SECS, || {
                 fill(20);
                 // As a daemon does: the child forks again and is gone.
@@ -231,11 +280,11 @@ fn nested_child() {
 
 /// The drainer's thread allocates, and sets itself up in mimalloc, before it does anything else.
 fn at_birth_child() {
-    for n in 0..150 {
+    for n in rounds(150) {
         wait_ok(fork(CHILD_SECS, || {
             drop(black_box(Vec::<u8>::with_capacity(256 * KIB)));
             let start = Instant::now();
-            while start.elapsed() < Duration::from_micros(n % 30 * 10) {}
+            while start.elapsed() < Duration::from_micros(n as u64 % 30 * 10) {}
             wait_ok(fork(CHILD_SECS, || {
                 drop(touched(MIB));
                 GLOBAL.flush();
@@ -271,7 +320,7 @@ fn from_two_threads_child() {
 
 fn commands_child() {
     under_churn(|| {
-        for n in 0..1000 {
+        for n in rounds(1000) {
             let mut command = Command::new("true");
             if n % 2 == 1 {
                 // Makes the library fork and run this in the child, where it may use what it likes.

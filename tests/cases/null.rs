@@ -4,7 +4,8 @@
 //! Seen to fail: without `give_back_everything`, or without the retry after it,
 //! `gives_back_and_retries`; with the old block freed although there is no new one, `realloc_fails`;
 //! without a look at whether there is a queue, `queue_that_does_not_fit`; without `allocate_again` and the look at what
-//! `realloc` gives, `small_blocks`; without `Giver::come`, `small_blocks_under_a_limit`; without
+//! `realloc` gives, `small_blocks`; without `Giver::come`, `small_blocks_under_a_limit`; with it called by the owner of the
+//! bursts alone, `small_blocks_of_another_allocator`; without
 //! `is_short`, `threads_that_end_give_nothing_back`; without the resource limits,
 //! `limit_is_known`.
 
@@ -17,7 +18,10 @@ use std::sync::Barrier;
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{GIB, KIB, MIB, limit_address_space, nearly_started, run_child, touched, wait_until};
+use common::{
+    GIB, KIB, MIB, limit_address_space, nearly_start, nearly_started, run_child, touched,
+    wait_until,
+};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -33,6 +37,7 @@ pub(crate) fn main() -> ExitCode {
         Some("contended") => contended_child(),
         Some("small_blocks") => small_blocks_child(),
         Some("small_blocks_under_a_limit") => small_blocks_under_a_limit_child(),
+        Some("small_blocks_of_another_allocator") => small_blocks_of_another_allocator_child(),
         Some("threads_that_end_give_nothing_back") => threads_that_end_give_nothing_back_child(),
         Some("limit_is_known") => limit_is_known_child(),
         Some(case) => panic!("{case}"),
@@ -46,6 +51,7 @@ pub(crate) fn main() -> ExitCode {
                 ("contended", || clean("contended")),
                 ("small_blocks", || clean("small_blocks")),
                 ("small_blocks_under_a_limit", small_blocks_under_a_limit),
+                ("small_blocks_of_another_allocator", small_blocks_of_another_allocator),
                 ("threads_that_end_give_nothing_back", || {
                     clean("threads_that_end_give_nothing_back")
                 }),
@@ -310,6 +316,11 @@ fn small_blocks_under_a_limit() {
     }
 }
 
+fn small_blocks_of_another_allocator() {
+    let env = [("DEFERFREE_DELAY", "3600s"), ("MIMALLOC_ARENA_RESERVE", "64M")];
+    run_child("small_blocks_of_another_allocator", &env, 30).expect_clean();
+}
+
 fn small_blocks_under_a_limit_child() {
     let size: usize = std::env::var("SIZE").unwrap().parse().unwrap();
     let n_blocks = 100 * MIB / size;
@@ -322,6 +333,29 @@ fn small_blocks_under_a_limit_child() {
         blocks.push(try_block(size).unwrap_or_else(|| panic!("{:?}", GLOBAL.stats())));
     }
     assert!(GLOBAL.stats().pending.blocks < 300);
+}
+
+/// The blocks that wait are another allocator's than the one that needs memory.
+fn small_blocks_of_another_allocator_child() {
+    static OTHER: DeferFree = DeferFree::new();
+    drop(black_box((0..20).map(|_| Vec::<u8>::with_capacity(MIB)).collect::<Vec<_>>()));
+    // It is the first one, and has nothing to give.
+    assert!(GLOBAL.stats().drainer_running);
+    GLOBAL.flush();
+    nearly_start(&OTHER);
+    let n_blocks = 100 * MIB / 4096;
+    let mut blocks: Vec<Vec<u8>> = Vec::with_capacity(n_blocks);
+    // SAFETY: a valid layout; each is freed once, as allocated.
+    unsafe {
+        let large: Vec<_> = (0..300).map(|_| OTHER.alloc(layout(MIB))).collect();
+        large.into_iter().for_each(|block| OTHER.dealloc(block, layout(MIB)));
+    }
+    assert_eq!(OTHER.stats().pending.blocks, 300);
+    limit_address_space(MIB);
+    for _ in 0..n_blocks {
+        blocks.push(try_block(4096).unwrap_or_else(|| panic!("{:?}", OTHER.stats())));
+    }
+    assert!(OTHER.stats().pending.blocks < 300);
 }
 
 /// mimalloc calls for that, too.

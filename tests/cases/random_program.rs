@@ -39,8 +39,8 @@ const CHILD_SECS: u32 = 20;
 
 pub(crate) fn main() -> ExitCode {
     match common::child_case().as_deref() {
-        Some("mimalloc") => program(&ON_MIMALLOC, Mimalloc),
-        Some("system") => program(&ON_SYSTEM, System),
+        Some("mimalloc") => program(&ON_MIMALLOC, Mimalloc, false),
+        Some("system") => program(&ON_SYSTEM, System, true),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
@@ -96,11 +96,15 @@ struct Place<'a, B: Backing> {
     shadow: &'a Shadow,
     passed: &'a Mutex<Vec<Block>>,
     deadline: Instant,
+    /// Whether a forked child goes on with the blocks that it was forked with. Not on mimalloc: the free of a block in a page
+    /// that another thread of the parent was just looking at, for blocks to allocate, waits for that thread for ever
+    /// (`mi_bfield_atomic_clear_once_set`, bitmap.c).
+    inherits: bool,
     /// Threads that started threads, or forked, before this one.
     depth: u32,
 }
 
-fn program<B: Backing>(heap: &DeferFree<B>, backing: B) {
+fn program<B: Backing>(heap: &DeferFree<B>, backing: B, inherits: bool) {
     let mut choices = Choices::Seeded(variable("SEED").unwrap());
     // It is the one that defers small blocks, and not an allocator that comes and goes.
     nearly_start(heap);
@@ -108,7 +112,8 @@ fn program<B: Backing>(heap: &DeferFree<B>, backing: B) {
     assert!(heap.stats().drainer_running);
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     let deadline = Instant::now() + PROGRAM;
-    let place = Place { heap, backing, shadow: &shadow, passed: &passed, deadline, depth: 0 };
+    let place =
+        Place { heap, backing, shadow: &shadow, passed: &passed, deadline, inherits, depth: 0 };
     let all_are_here = Barrier::new(THREADS);
     thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -190,12 +195,16 @@ fn soon(deadline: Instant, ms: usize) -> Instant {
     deadline.min(Instant::now() + Duration::from_millis(ms as u64))
 }
 
-/// The child goes on with the blocks of the thread that forked, and with threads of its own.
+/// The child goes on with the blocks of the thread that forked, if it may, and with threads of its own.
 fn fork_off<B: Backing>(place: Place<'_, B>, worker: &mut Worker<'_, B>) {
     let Ok(_nobody_begins_or_ends) = COMING_AND_GOING.try_write() else { return };
     let body = AssertUnwindSafe(|| {
         let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
-        let mut worker = worker.forked(&shadow, &passed);
+        let mut worker = if place.inherits {
+            worker.forked(&shadow, &passed)
+        } else {
+            Worker::new(place.heap, Choices::Seeded(1), &shadow, &passed)
+        };
         (0..100).for_each(|_| worker.step());
         let deadline = Instant::now() + Duration::from_millis(5);
         let place = Place { shadow: &shadow, passed: &passed, deadline, depth: 2, ..place };

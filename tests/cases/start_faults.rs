@@ -2,11 +2,13 @@
 //! once, the start itself allocates, the system refuses the thread.
 //!
 //! Seen to fail: with STARTING taken for OFF, `allocations_inside_the_start`; without the compare-exchange
-//! in `PhaseCell::start`, `first_bursts_at_once`; with FAILED taken for OFF, `refused_by_a_filter`.
+//! in `PhaseCell::start`, `one_of_two_starts`; with FAILED taken for OFF, `refused_by_a_filter`; where the start asks the
+//! dynamic linker, `while_a_library_is_loaded`.
 
 use crate::common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::CString;
 use std::process::ExitCode;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +16,8 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, nearly_start, refuse_calls,
-    run_child, touched, wait_ok, wait_until,
+    KIB, MIB, command, drainers, finish, flush_to_the_last, fork, library_that_calls, nearly_start,
+    refuse_calls, run_child, touched, wait_ok, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -28,6 +30,8 @@ pub(crate) fn main() -> ExitCode {
         Some("first_bursts_at_once") => first_bursts_at_once_child(),
         Some("first_frees_after_a_fork") => first_frees_after_a_fork(),
         Some("allocations_inside_the_start") => allocations_inside_the_start(),
+        Some("one_of_two_starts") => one_of_two_starts(),
+        Some("while_a_library_is_loaded") => while_a_library_is_loaded_child(),
         Some("filter") => refused_by_a_filter_child(),
         Some(case) => panic!("{case}"),
         None => {
@@ -36,7 +40,9 @@ pub(crate) fn main() -> ExitCode {
                 ("first_bursts_at_once", first_bursts_at_once),
                 ("first_frees_after_a_fork", || clean("first_frees_after_a_fork")),
                 ("allocations_inside_the_start", || clean("allocations_inside_the_start")),
+                ("one_of_two_starts", || clean("one_of_two_starts")),
                 ("refused_by_a_filter", refused_by_a_filter),
+                ("while_a_library_is_loaded", while_a_library_is_loaded),
             ]);
         }
     }
@@ -70,6 +76,49 @@ fn free_comes_first() {
         assert_eq!(heap.stats().handed_over.blocks, u64::from(!small));
     }
     wait_until("the drainer has ended", || drainers().is_empty());
+}
+
+/// The dynamic linker holds a lock while a library's constructor runs, and that waits for a thread whose allocation starts
+/// the drainer.
+fn while_a_library_is_loaded() {
+    let Some(library) = library_that_calls() else { return };
+    let mut command = command("while_a_library_is_loaded");
+    command.env("LIBRARY", library);
+    finish(command, 20).expect_clean();
+}
+
+static IS_HERE: AtomicUsize = AtomicUsize::new(0);
+static IS_LOADING: AtomicUsize = AtomicUsize::new(0);
+static IS_STARTED: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn constructor() {
+    IS_LOADING.store(1, Ordering::Release);
+    wait_until("the drainer runs", || IS_STARTED.load(Ordering::Acquire) == 1);
+}
+
+fn while_a_library_is_loaded_child() {
+    let other = thread::spawn(|| {
+        // The start of a Rust thread needs the dynamic linker, too.
+        IS_HERE.store(1, Ordering::Release);
+        while IS_LOADING.load(Ordering::Acquire) == 0 {
+            thread::yield_now();
+        }
+        assert!(!GLOBAL.stats().drainer_running);
+        nearly_start(&GLOBAL);
+        drop(touched(MIB));
+        assert!(GLOBAL.stats().drainer_running);
+        IS_STARTED.store(1, Ordering::Release);
+    });
+    wait_until("the thread is here", || IS_HERE.load(Ordering::Acquire) == 1);
+    let library = CString::new(std::env::var("LIBRARY").unwrap()).unwrap();
+    let address = CString::new((constructor as extern "C" fn() as usize).to_string()).unwrap();
+    // SAFETY: C strings. The library calls a function of that type; nobody else looks at the environment.
+    unsafe {
+        assert_eq!(libc::setenv(c"CALL".as_ptr(), address.as_ptr(), 1), 0);
+        assert!(!libc::dlopen(library.as_ptr(), libc::RTLD_NOW).is_null());
+    }
+    other.join().unwrap();
+    GLOBAL.flush();
 }
 
 /// The first thing that starts a drainer is a free, on each of 64 threads.
@@ -201,6 +250,58 @@ fn allocations_inside_the_start() {
     // What came while the start was under way is counted there.
     assert!(HEAP.stats().not_running.blocks > 1);
     HEAP.flush();
+}
+
+/// The system's, which counts its drainers.
+#[derive(Clone, Copy)]
+struct Counting;
+
+static N_DRAINERS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all blocks are the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(ptr, layout) };
+    }
+}
+
+// SAFETY: as `System` is one.
+unsafe impl Backing for Counting {
+    fn drainer_init(&self) {
+        N_DRAINERS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Two threads come at the same moment, to one allocator after the other.
+fn one_of_two_starts() {
+    const ROUNDS: usize = 4000;
+    let layout = Layout::from_size_align(MIB, 8).unwrap();
+    for _ in 0..ROUNDS {
+        let heap = DeferFree::with_backing(Counting);
+        nearly_start(&heap);
+        let n_here = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    n_here.fetch_add(1, Ordering::SeqCst);
+                    while n_here.load(Ordering::SeqCst) < 2 {
+                        thread::yield_now();
+                    }
+                    // SAFETY: a valid layout; freed as allocated.
+                    unsafe { heap.dealloc(heap.alloc(layout), layout) };
+                });
+            }
+        });
+        assert!(heap.stats().drainer_running);
+    }
+    wait_until("all have been born and have ended", || drainers().is_empty());
+    assert_eq!(N_DRAINERS.load(Ordering::SeqCst), ROUNDS);
 }
 
 /// As in a container: a filter answers the system calls that make a thread.

@@ -229,16 +229,33 @@ int pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), vo
     return next(t, a, f, x);
 }
 "#;
+    c_library("refuse", SOURCE)
+}
+
+/// A library whose constructor calls a function of this program, whose address is in `CALL` of the environment; `None`,
+/// said loudly, where there is no C compiler.
+pub(crate) fn library_that_calls() -> Option<PathBuf> {
+    const SOURCE: &str = r#"
+#include <stdlib.h>
+__attribute__((constructor)) static void call(void) {
+    ((void (*)(void))strtoull(getenv("CALL"), 0, 10))();
+}
+"#;
+    c_library("calls", SOURCE)
+}
+
+fn c_library(name: &str, source_text: &str) -> Option<PathBuf> {
     if cfg!(target_feature = "crt-static") {
-        println!("SKIPPED: nothing can be preloaded into a static program");
+        println!("SKIPPED: a static program loads no libraries");
         return None;
     }
-    // One name per test program: they may run at the same time.
+    // One folder per test program: they may run at the same time.
     let stem = std::env::current_exe().unwrap().file_stem().unwrap().to_owned();
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(stem);
     std::fs::create_dir_all(&directory).unwrap();
-    let (source, library) = (directory.join("refuse.c"), directory.join("refuse.so"));
-    std::fs::write(&source, SOURCE).unwrap();
+    let source = directory.join(name).with_extension("c");
+    let library = source.with_extension("so");
+    std::fs::write(&source, source_text).unwrap();
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
         .args([&library, &source])
@@ -247,7 +264,7 @@ int pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), vo
     match built {
         Ok(status) if status.success() => Some(library),
         other => {
-            println!("SKIPPED: no C compiler to build the thread refuser with ({other:?})");
+            println!("SKIPPED: no C compiler to build a library with ({other:?})");
             None
         }
     }

@@ -183,6 +183,12 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String
     })
 }
 
+/// 0 up to `n`, or to fewer where the machine is slow: a twentieth of them in any case, and no more after 20 s.
+pub(crate) fn rounds(n: usize) -> impl Iterator<Item = usize> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    (0..n).take_while(move |round| round * 20 < n || Instant::now() < deadline)
+}
+
 /// Waits for what is to become true some time; fails after 10 s.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

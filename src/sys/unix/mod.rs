@@ -112,21 +112,27 @@ pub(crate) fn at_exit(handler: extern "C" fn()) -> bool {
     unsafe { libc::atexit(handler) == 0 }
 }
 
+static HERE: u8 = 0;
+
+/// Whether this code is part of the program itself, and not of a library.
+fn is_part_of_program() -> bool {
+    system::is_in_program((&raw const HERE).addr())
+}
+
 /// Sees to it that this code stays in memory until the process ends, also where it is part of a library
 /// that the program unloads: threads and handlers that point into it would be left without code. False
 /// when the system refuses.
 pub(crate) fn stay_loaded() -> bool {
-    static HERE: u8 = 0;
-    let here = &raw const HERE;
     // Looked at first, because the dynamic linker's functions wait for a `dlopen` that is under way, and
-    // a program's threads must not.
-    if system::is_in_program(here.addr()) {
+    // a program's threads must not. A library's do, as those of `std::thread` do that have anything to drop when they end
+    // (`__cxa_thread_atexit_impl` of glibc takes the same lock).
+    if is_part_of_program() {
         return true;
     }
     let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: any address may be asked for; all zeros are a valid value, should it not be written.
     let found = unsafe {
-        if libc::dladdr(here.cast(), found.as_mut_ptr()) == 0 {
+        if libc::dladdr((&raw const HERE).cast(), found.as_mut_ptr()) == 0 {
             // Not known to the dynamic linker, so there is nothing that it could unload.
             return true;
         }

@@ -9,9 +9,9 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use super::stay_loaded;
+use super::{is_part_of_program, stay_loaded};
 
 /// Starts a detached thread, which runs `main(argument)`.
 ///
@@ -48,6 +48,32 @@ pub(crate) unsafe fn start_thread(
 /// Any multiple of the size of a page, which some systems want of a stack.
 const STACK_STEP_BYTES: usize = 64 << 10;
 
+/// glibc's `__pthread_get_minstack`, [`NO_FUNCTION`], or null as long as nobody has asked.
+static GET_MIN_STACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+const NO_FUNCTION: *mut c_void = ptr::without_provenance_mut(1);
+
+/// Asks the dynamic linker, which has whoever asks wait while another thread loads a library; and that thread may wait for
+/// the first one, in a constructor.
+fn get_min_stack() -> *mut c_void {
+    // Relaxed: the function has been there since before the program began.
+    let mut known = GET_MIN_STACK.load(Ordering::Relaxed);
+    if known.is_null() {
+        // SAFETY: a name that ends with a zero.
+        known = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__pthread_get_minstack".as_ptr()) };
+        known = if known.is_null() { NO_FUNCTION } else { known };
+        GET_MIN_STACK.store(known, Ordering::Relaxed);
+    }
+    known
+}
+
+/// Finds out what `start_thread` has to know of the C library. In a library that is done by the start itself, which waits
+/// for the dynamic linker anyway, see `stay_loaded`.
+pub(crate) fn prepare_to_start_threads() {
+    if is_part_of_program() {
+        get_min_stack();
+    }
+}
+
 /// What glibc takes of a thread's stack for the program's thread-local variables and itself, by the function
 /// that `std::thread` asks as well; musl adds it by itself.
 ///
@@ -55,12 +81,12 @@ const STACK_STEP_BYTES: usize = 64 << 10;
 /// `attributes` have been initialised.
 unsafe fn stack_bytes_not_ours(attributes: *const libc::pthread_attr_t) -> usize {
     type GetMinStack = unsafe extern "C" fn(*const libc::pthread_attr_t) -> usize;
-    // SAFETY: a name that ends with a zero; under that name glibc has a function of that type.
-    unsafe {
-        let function = libc::dlsym(libc::RTLD_DEFAULT, c"__pthread_get_minstack".as_ptr());
-        mem::transmute::<*mut c_void, Option<GetMinStack>>(function)
-            .map_or(0, |get| get(attributes))
+    let function = get_min_stack();
+    if function == NO_FUNCTION {
+        return 0;
     }
+    // SAFETY: under that name glibc has a function of that type. The attributes are the caller's.
+    unsafe { mem::transmute::<*mut c_void, GetMinStack>(function)(attributes) }
 }
 
 /// The C library's key for the word, plus 1; 0 until there is one.

@@ -61,6 +61,8 @@ pub(crate) unsafe fn start_thread(
 /// A thread inherits neither priority nor processors from the one that starts it.
 pub(crate) fn be_ordinary() {}
 
+pub(crate) fn prepare_to_start_threads() {}
+
 pub(crate) fn name_thread(name: &CStr) {
     let mut wide = [0u16; 16];
     let ascii = name.to_bytes().iter().map(|&byte| u16::from(byte));
