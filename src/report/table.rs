@@ -262,7 +262,7 @@ fn plural(n: u64) -> &'static str {
 
 fn free_latency(out: &mut impl Write, latency: &FreeLatency, timer_ns: u64) -> fmt::Result {
     let n = latency.samples;
-    write!(out, "  {:<24}{n} frees", "a large free cost")?;
+    write!(out, "  {:<24}{n} free{}", "a large free cost", plural(n))?;
     for (name, quantile) in [
         ("p50", latency.p50_ns),
         ("p90", latency.p90_ns),
