@@ -72,7 +72,7 @@ pub struct Stats {
     /// does not say.
     pub resident_bytes: Option<u64>,
     /// Bytes of address space that the process has mapped now, with memory behind them or not, libraries and stacks
-    /// included; on Windows, which counts what it has promised, those that are committed. mimalloc reserves by the GiB:
+    /// included; on Windows those that are committed to this process alone, without libraries. mimalloc reserves by the GiB:
     /// what is mapped and not resident costs next to nothing. `None` where the system does not say.
     pub mapped_bytes: Option<u64>,
     /// Page faults of the process so far, minor and major: accesses to pages that had no memory behind them, or not

@@ -363,7 +363,7 @@ fn of_the_process() {
 
     let (_, report) = to_json("of_the_process", "of_the_process", &env[..1]);
     let of = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name}: {report}"));
-    assert!(of("resident_bytes") < of("mapped_bytes"), "{report}");
+    assert!(of("resident_bytes") < of("mapped_bytes") || cfg!(windows), "{report}");
     assert!(of("returned_bytes") > 230 * MIB as u64, "{report}");
     if cfg!(unix) {
         assert!(of("major_page_faults") < of("page_faults"), "{report}");
@@ -396,7 +396,8 @@ fn of_the_process_child() {
         let grown = |of: fn(&Stats) -> Option<u64>| of(&touched).unwrap() - of(&before).unwrap();
         let resident = grown(|stats| stats.resident_bytes);
         assert!(resident.abs_diff(written) < SLACK, "{resident} {before:?} {touched:?}");
-        assert!(touched.mapped_bytes >= touched.resident_bytes, "{touched:?}");
+        // On Windows libraries are in the one and not in the other.
+        assert!(touched.mapped_bytes >= touched.resident_bytes || cfg!(windows), "{touched:?}");
         // Wine counts no faults.
         assert!(grown(|stats| stats.page_faults) >= 1 || cfg!(windows), "{before:?} {touched:?}");
         let returned = freed.returned_bytes - touched.returned_bytes;
