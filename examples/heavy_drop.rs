@@ -1,14 +1,19 @@
 //! What a function waits when it drops something heavy on its way out.
 //!
 //! Two values are dropped: the map of a blog post ("Dropping heavy things in another thread can
-//! make your code 10000 times faster") and one second of decoded 4K film. Four ways to do it are
+//! make your code 10000 times faster") and one second of decoded 4K film. Six ways to do it are
 //! compared:
 //!
 //! - `glibc`: Rust's default allocator (the system's, so on other systems not glibc),
 //! - `mimalloc`: the `mimalloc` crate as the global allocator,
 //! - `thread::spawn`: the blog post's answer, `thread::spawn(move || drop(value))` on the default
 //!   allocator,
-//! - `deferfree`: this crate as the global allocator, and an ordinary drop.
+//! - `deferfree`: this crate as the global allocator, and an ordinary drop,
+//! - `defer_scope`: the same within a scope in which every free of the thread is deferred,
+//! - `later`: the same allocator, and the whole value handed over.
+//!
+//! Each value is dropped twice, because the first drop of a process pays for what it starts, such as
+//! a thread. Between the two the program rests for a second, after which it should hold nothing more.
 //!
 //! A process has one global allocator and remembers its past, so each measurement is a process of
 //! its own: the program runs itself again. Run it with `cargo run --release --example heavy_drop`.
@@ -22,11 +27,13 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use std::{env, hint, io, thread};
 
-use deferfree::DeferFree;
+use deferfree::{DeferFree, defer_scope, later};
 use mimalloc::MiMalloc;
 
-const CONTENDERS: [&str; 4] = ["glibc", "mimalloc", "thread::spawn", "deferfree"];
-const REPETITIONS: usize = 3;
+const MAP_CONTENDERS: &[&str] =
+    &["glibc", "mimalloc", "thread::spawn", "deferfree", "defer_scope", "later"];
+/// The frames are large blocks, which a scope makes no difference to.
+const FRAMES_CONTENDERS: &[&str] = &["glibc", "mimalloc", "thread::spawn", "deferfree", "later"];
 
 const MAP_ENTRIES: usize = 1_000_000;
 /// One second of film.
@@ -48,8 +55,9 @@ fn decode_frames() -> Frames {
     (0..FRAMES).map(|frame| vec![frame as u8 | 1; FRAME_BYTES]).collect()
 }
 
-/// The function that the blog post complains about: it needs only the length, yet it waits for the
-/// whole drop.
+// The function that the blog post complains about: it needs only the length, yet it waits for the
+// whole drop.
+
 fn count_entries(map: Map) -> usize {
     map.len()
 }
@@ -60,6 +68,20 @@ fn count_entries_spawn(map: Map) -> usize {
     n_entries
 }
 
+fn count_entries_scope(map: Map) -> usize {
+    let n_entries = map.len();
+    let _scope = defer_scope();
+    // Here, because parameters outlive `_scope`.
+    drop(map);
+    n_entries
+}
+
+fn count_entries_later(map: Map) -> usize {
+    let n_entries = map.len();
+    later(map);
+    n_entries
+}
+
 fn count_bytes(frames: Frames) -> usize {
     frames.iter().map(Vec::len).sum()
 }
@@ -67,6 +89,12 @@ fn count_bytes(frames: Frames) -> usize {
 fn count_bytes_spawn(frames: Frames) -> usize {
     let n_bytes = frames.iter().map(Vec::len).sum();
     thread::spawn(move || drop(frames));
+    n_bytes
+}
+
+fn count_bytes_later(frames: Frames) -> usize {
+    let n_bytes = frames.iter().map(Vec::len).sum();
+    later(frames);
     n_bytes
 }
 
@@ -109,7 +137,7 @@ fn read_choice() -> u8 {
         // SAFETY: `getenv` returned a string that ends in NUL and that nobody changes.
         match unsafe { CStr::from_ptr(value) }.to_bytes() {
             b"mimalloc" => MIMALLOC,
-            b"deferfree" => DEFERFREE,
+            b"deferfree" | b"defer_scope" | b"later" => DEFERFREE,
             _ => SYSTEM,
         }
     };
@@ -153,50 +181,45 @@ unsafe impl GlobalAlloc for Switch {
 
 // One measurement, in a process of its own.
 
-/// What the caller waited (ns), RSS before and one second after (bytes), CPU time (us); negative
-/// where this system does not tell.
-type Figures = [i64; 4];
+/// What the caller waited for the first drop and for the second (ns), RSS before the first and one
+/// second after it (bytes), CPU time up to there (us); negative where this system does not tell.
+type Figures = [i64; 5];
 
-fn measure<T>(value: T, consume: fn(T) -> usize) -> Figures {
+fn measure<T>(build: fn() -> T, consume: fn(T) -> usize) -> Figures {
+    let waited = |value| {
+        let start = Instant::now();
+        hint::black_box(consume(value));
+        start.elapsed().as_nanos() as i64
+    };
+    let value = build();
     let rss_before = rss_bytes();
-    let start = Instant::now();
-    hint::black_box(consume(value));
-    let waited = start.elapsed();
+    let first = waited(value);
     thread::sleep(Duration::from_secs(1));
-    [
-        waited.as_nanos() as i64,
-        rss_before.unwrap_or(-1),
-        rss_bytes().unwrap_or(-1),
-        cpu_us().unwrap_or(-1),
-    ]
+    let (rss_after, cpu) = (rss_bytes(), cpu_us().unwrap_or(-1));
+    [first, waited(build()), rss_before, rss_after, cpu]
 }
 
 fn run_child(contender: &str, workload: &str) -> ExitCode {
-    let [waited, rss_before, rss_after, cpu] = match (workload, contender) {
-        ("map", "thread::spawn") => measure(build_map(), count_entries_spawn),
-        ("map", _) => measure(build_map(), count_entries),
-        ("frames", "thread::spawn") => measure(decode_frames(), count_bytes_spawn),
-        ("frames", _) => measure(decode_frames(), count_bytes),
+    let [first, second, rss_before, rss_after, cpu] = match (workload, contender) {
+        ("map", "thread::spawn") => measure(build_map, count_entries_spawn),
+        ("map", "defer_scope") => measure(build_map, count_entries_scope),
+        ("map", "later") => measure(build_map, count_entries_later),
+        ("map", _) => measure(build_map, count_entries),
+        ("frames", "thread::spawn") => measure(decode_frames, count_bytes_spawn),
+        ("frames", "later") => measure(decode_frames, count_bytes_later),
+        ("frames", _) => measure(decode_frames, count_bytes),
         _ => {
             eprintln!("heavy_drop: unknown workload {workload:?}");
             return ExitCode::FAILURE;
         }
     };
-    println!("{waited} {rss_before} {rss_after} {cpu}");
+    println!("{first} {second} {rss_before} {rss_after} {cpu}");
     ExitCode::SUCCESS
 }
 
-#[cfg(target_os = "linux")]
-fn rss_bytes() -> Option<i64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: i64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: `sysconf` only reads a constant of the system.
-    Some(pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as i64)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn rss_bytes() -> Option<i64> {
-    None
+/// That of the process, whatever its allocator.
+fn rss_bytes() -> i64 {
+    DEFER_FREE.stats().resident_bytes.map_or(-1, |bytes| bytes as i64)
 }
 
 /// User and system time of all threads of this process.
@@ -262,58 +285,60 @@ fn run_contender(contender: &str, workload: &str) -> Result<Figures, String> {
     figures.try_into().map_err(|_| format!("the process printed {stdout:?} instead of its figures"))
 }
 
-/// The contenders take turns, so that a slow spell of the machine hits all of them and not one.
-fn run_workload(workload: &str, warm_up_bytes: usize) -> Result<Vec<Vec<Figures>>, String> {
-    let mut results = vec![Vec::new(); CONTENDERS.len()];
-    for repetition in 1..=REPETITIONS {
-        for (contender, results) in CONTENDERS.iter().zip(&mut results) {
-            eprintln!("{workload}: {contender}, repetition {repetition} of {REPETITIONS}");
-            warm_up_memory(warm_up_bytes);
-            let figures = run_contender(contender, workload);
-            results.push(figures.map_err(|error| format!("{workload}, {contender}: {error}"))?);
-        }
-    }
-    Ok(results)
+fn run_workload(
+    workload: &str,
+    contenders: &[&str],
+    warm_up_bytes: usize,
+) -> Result<Vec<Figures>, String> {
+    let run = |contender: &&str| {
+        eprintln!("{workload}: {contender}");
+        warm_up_memory(warm_up_bytes);
+        run_contender(contender, workload)
+            .map_err(|error| format!("{workload}, {contender}: {error}"))
+    };
+    contenders.iter().map(run).collect()
 }
 
-fn medians(repetitions: &[Figures]) -> Figures {
-    std::array::from_fn(|i| {
-        let mut values: Vec<i64> = repetitions.iter().map(|figures| figures[i]).collect();
-        values.sort_unstable();
-        values[values.len() / 2]
-    })
-}
-
-fn print_table(title: &str, results: &[Vec<Figures>]) {
-    let row = |[name, waits, ratio, before, after, cpu]: [&str; 6]| {
-        println!("{name:14}{waits:>14}{ratio:>14}{before:>14}{after:>15}{cpu:>12}");
+fn print_table(title: &str, contenders: &[&str], results: &[Figures]) {
+    let row = |[name, first, ratio, second, before, after, cpu]: [&str; 7]| {
+        println!("{name:14}{first:>12}{ratio:>14}{second:>13}{before:>12}{after:>15}{cpu:>11}");
     };
     let scaled = |value: i64, unit: i64| match value {
         ..0 => "n/a".to_owned(),
         _ => (value / unit).to_string(),
     };
     println!("\n{title}");
-    row(["", "caller waits", "glibc / this", "RSS before", "RSS 1 s after", "CPU total"]);
-    row(["", "us", "", "MiB", "MiB", "ms"]);
-    let [glibc_ns, ..] = medians(&results[0]);
-    for (contender, repetitions) in CONTENDERS.iter().zip(results) {
-        let [ns, rss_before, rss_after, cpu] = medians(repetitions);
-        let waits = format!("{:.1}", ns as f64 / 1000.0);
-        let ratio = format!("{:.1} x", glibc_ns as f64 / ns as f64);
+    row([
+        "",
+        "first drop",
+        "glibc / this",
+        "second drop",
+        "RSS before",
+        "RSS 1 s after",
+        "CPU time",
+    ]);
+    row(["", "us", "", "us", "MiB", "MiB", "ms"]);
+    let [glibc_ns, ..] = results[0];
+    for (contender, &[first, second, rss_before, rss_after, cpu]) in contenders.iter().zip(results)
+    {
+        let us = |ns: i64| format!("{:.1}", ns as f64 / 1000.0);
+        let ratio = format!("{:.1} x", glibc_ns as f64 / first as f64);
         let (before, after) = (scaled(rss_before, 1 << 20), scaled(rss_after, 1 << 20));
-        row([contender, &waits, &ratio, &before, &after, &scaled(cpu, 1000)]);
+        row([contender, &us(first), &ratio, &us(second), &before, &after, &scaled(cpu, 1000)]);
     }
 }
 
 fn compare() -> Result<(), String> {
-    let map = run_workload("map", MAP_WARM_UP_BYTES)?;
-    let frames = run_workload("frames", FRAMES * FRAME_BYTES)?;
-    print_table(&format!("A HashMap<usize, Vec<usize>> of {MAP_ENTRIES} entries"), &map);
-    print_table(
-        &format!("{FRAMES} decoded 4K frames (3840 x 2160 RGBA) of {FRAME_BYTES} bytes each"),
-        &frames,
+    let map = run_workload("map", MAP_CONTENDERS, MAP_WARM_UP_BYTES)?;
+    let frames = run_workload("frames", FRAMES_CONTENDERS, FRAMES * FRAME_BYTES)?;
+    let title = format!("A HashMap<usize, Vec<usize>> of {MAP_ENTRIES} entries");
+    print_table(&title, MAP_CONTENDERS, &map);
+    let title =
+        format!("{FRAMES} decoded 4K frames (3840 x 2160 RGBA) of {FRAME_BYTES} bytes each");
+    print_table(&title, FRAMES_CONTENDERS, &frames);
+    println!(
+        "\nWhat the caller waits, in one run of each. CPU time: build, first drop and the second after."
     );
-    println!("\nMedians of {REPETITIONS} runs. CPU total: build, drop and the second after.");
     Ok(())
 }
 

@@ -65,6 +65,12 @@ fn render(stats: &Stats) -> String {
             stats.purges as f64,
         ),
         (
+            "deferfree_returned_bytes_total",
+            "counter",
+            "Bytes by which the resident set shrank when memory went back.",
+            stats.returned_bytes as f64,
+        ),
+        (
             "deferfree_drainer_cpu_seconds_total",
             "counter",
             "CPU time of the background thread.",
@@ -72,6 +78,37 @@ fn render(stats: &Stats) -> String {
         ),
     ] {
         metric(&mut text, name, kind, help, &[("", value)]);
+    }
+    // Of the process, as far as the system says.
+    for (name, kind, help, value) in [
+        (
+            "deferfree_process_resident_bytes",
+            "gauge",
+            "Bytes of the process in the machine's memory.",
+            stats.resident_bytes,
+        ),
+        (
+            "deferfree_process_mapped_bytes",
+            "gauge",
+            "Bytes of address space that the process has mapped; on Windows committed.",
+            stats.mapped_bytes,
+        ),
+        (
+            "deferfree_process_page_faults_total",
+            "counter",
+            "Page faults of the process.",
+            stats.page_faults,
+        ),
+        (
+            "deferfree_process_major_page_faults_total",
+            "counter",
+            "Page faults of the process that waited for a disk.",
+            stats.major_page_faults,
+        ),
+    ] {
+        if let Some(value) = value {
+            metric(&mut text, name, kind, help, &[("", value as f64)]);
+        }
     }
     text
 }

@@ -92,9 +92,7 @@ impl Document {
 }
 
 fn resident_mib() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
-    pages.unwrap_or(0) * 4 / 1024
+    (GLOBAL.stats().resident_bytes.unwrap_or(0) >> 20) as usize
 }
 
 /// The client's side of one server.

@@ -6,6 +6,7 @@
 //! [migrating]: _migrating
 //! [platforms]: _platforms
 //!
+#![cfg_attr(doc, doc = include_str!("../docs/figures/links.md"))]
 #![doc = include_str!("../README.md")]
 //!
 //! # In this crate
@@ -38,12 +39,14 @@ mod ring;
 mod sync;
 mod sys;
 
-/// Pages of the documentation. The links are first come, first served: in the repository they lead to files.
+/// Pages of the documentation. The links are first come, first served: in the repository they lead to files. Those to
+/// pictures have the pictures in them, see `tests/pictures.rs`.
 macro_rules! pages {
     ($($name:ident = $file:literal;)*) => {
         $(
             #[cfg(any(doc, doctest))]
-            #[doc = "[behaviour]: _behaviour\n[internals]: _internals\n[platforms]: _platforms\n"]
+            #[doc = "[behaviour]: _behaviour\n[compare]: _compare\n[internals]: _internals\n[platforms]: _platforms\n"]
+            #[doc = include_str!("../docs/figures/links.md")]
             #[doc = include_str!($file)]
             pub mod $name {}
         )*
@@ -52,6 +55,7 @@ macro_rules! pages {
 pages! {
     _behaviour = "../docs/behaviour.md";
     _choices = "../docs/choices.md";
+    _compare = "../docs/compare.md";
     _contributing = "../CONTRIBUTING.md";
     _figures = "../docs/figures.md";
     _internals = "../docs/internals.md";

@@ -441,6 +441,7 @@ impl<B: Backing> Runtime<B> {
             peak_pending_bytes: self.pending.peak_bytes() as u64,
             lost_in_fork_bytes: self.lost_in_fork_bytes,
             purges: self.control.purges(),
+            returned_bytes: self.control.returned_bytes(),
             released_bytes,
             release_calls,
             drainer_cpu_ns: if cpu_clock == 0 { None } else { sys::thread_cpu_ns(cpu_clock) }

@@ -2,6 +2,8 @@
 
 use std::ops::AddAssign;
 
+use crate::sys;
+
 /// Counts since the drainer started, see [`DeferFree::stats`](crate::DeferFree::stats).
 ///
 /// Once all other threads are quiet, `handed_over` is the sum of `reused`, `drained`, `paid_back`,
@@ -9,8 +11,8 @@ use std::ops::AddAssign;
 /// other: while threads allocate and free, the sum may be off by as many blocks as these threads and the
 /// drainer move meanwhile.
 ///
-/// Each allocator value has numbers of its own, `free_latency` excepted. After a fork the child counts
-/// from zero.
+/// Each allocator value has numbers of its own, but for `free_latency` and, from `resident_bytes` on, those of the
+/// process. After a fork the child counts from zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -40,11 +42,19 @@ pub struct Stats {
     pub not_running: Tally,
     /// Bytes that waited in the parent when this process was forked off: lost to this process.
     pub lost_in_fork_bytes: u64,
-    /// How often the drainer had the allocator underneath return its unused memory to the system. How
-    /// much that was is not known here.
+    /// How often the drainer had the allocator underneath return its unused memory to the system.
     pub purges: u64,
+    /// Bytes that the drainer has given back to the system: by so much the resident set was smaller after each purge and
+    /// each block that it unmapped than before. 0 where `resident_bytes` is `None`.
+    ///
+    /// Only the system knows which pages had memory behind them, and the resident set is that of the whole process: what
+    /// other threads touch anew during a purge is missing here, and what they unmap meanwhile is in it. Nor is there what
+    /// goes back by itself: by the allocator underneath while the drainer sleeps, or by the program's own threads where
+    /// nothing more may wait. So this is about as much or less, never the sum of what was freed. Where the system takes
+    /// memory back only when it wants it (macOS, FreeBSD), it shows little.
+    pub returned_bytes: u64,
     /// Bytes of blocks that their free unmaps, released by this crate before it, by system calls of 4 MiB
-    /// at most.
+    /// at most: their whole length, whether they had been written or not.
     pub released_bytes: u64,
     /// Number of those system calls.
     pub release_calls: u64,
@@ -57,6 +67,19 @@ pub struct Stats {
     /// What large frees cost the threads that freed, all of the process together; `None` unless
     /// `DEFERFREE_STATS=latency`.
     pub free_latency: Option<FreeLatency>,
+    /// Bytes of the process in the machine's memory now: what is called RSS on Unix, the working set on Windows. On macOS
+    /// and FreeBSD with those that have been given back and that the system has not yet wanted. `None` where the system
+    /// does not say.
+    pub resident_bytes: Option<u64>,
+    /// Bytes of address space that the process has mapped now, with memory behind them or not, libraries and stacks
+    /// included; on Windows those that are committed to this process alone, without libraries. mimalloc reserves by the GiB:
+    /// what is mapped and not resident costs next to nothing. `None` where the system does not say.
+    pub mapped_bytes: Option<u64>,
+    /// Page faults of the process so far, minor and major: accesses to pages that had no memory behind them, or not
+    /// yet for this process. `None` where the system does not say. (Windows counts in 32 bits.)
+    pub page_faults: Option<u64>,
+    /// Those that waited for a disk. `None` where the system does not tell them from the others, as on Windows.
+    pub major_page_faults: Option<u64>,
 }
 
 /// The large blocks of one size class, in blocks; see [`DeferFree::stats_by_size`] and [`Stats`].
@@ -155,6 +178,16 @@ pub struct Tally {
 }
 
 impl Stats {
+    /// Asks the system for the numbers of the process.
+    pub(crate) fn add_process(&mut self) {
+        let memory = sys::memory_in_use();
+        self.resident_bytes = memory.map(|memory| memory.resident_bytes as u64);
+        self.mapped_bytes = memory.map(|memory| memory.mapped_bytes as u64);
+        let faults = sys::page_faults();
+        self.page_faults = faults.map(|faults| faults.all);
+        self.major_page_faults = faults.and_then(|faults| faults.major);
+    }
+
     /// As if no large block had been freed since the start.
     pub(crate) fn forget_sizes(&mut self) {
         let none = Tally::default();

@@ -38,7 +38,9 @@ pub(crate) fn document(record: &Record, bars: &[Bar]) -> String {
         }
         text += &self::part(part).replacen("## ", "\n## ", 1);
     }
-    text + "\n" + &self::bars(bars, record.scale) + &lost(record)
+    text = text + "\n" + &self::bars(bars, record.scale) + &lost(record);
+    // Markdown takes `Vec<u64>` for a tag of HTML.
+    text.replace('<', "\\<")
 }
 
 pub(crate) fn part(part: &Part) -> String {

@@ -107,6 +107,7 @@ fn write_stats(out: &mut impl Write, stats: &Stats) -> fmt::Result {
         ("peak_pending_bytes", stats.peak_pending_bytes),
         ("lost_in_fork_bytes", stats.lost_in_fork_bytes),
         ("purges", stats.purges),
+        ("returned_bytes", stats.returned_bytes),
         ("released_bytes", stats.released_bytes),
         ("release_calls", stats.release_calls),
         ("drainer_cpu_ns", stats.drainer_cpu_ns),
@@ -115,6 +116,14 @@ fn write_stats(out: &mut impl Write, stats: &Stats) -> fmt::Result {
     }
     writeln!(out, "\"drainer_running\": {},", stats.drainer_running)?;
     writeln!(out, "\"start_failed\": {},", stats.start_failed)?;
+    for (name, number) in [
+        ("resident_bytes", stats.resident_bytes),
+        ("mapped_bytes", stats.mapped_bytes),
+        ("page_faults", stats.page_faults),
+        ("major_page_faults", stats.major_page_faults),
+    ] {
+        writeln!(out, "\"{name}\": {},", OrNull(number))?;
+    }
     match &stats.free_latency {
         None => out.write_str("\"free_latency\": null,\n"),
         Some(latency) => writeln!(

@@ -162,6 +162,7 @@ impl View<'_> {
         stats.not_running = NOT_RUNNING.tally();
         stats.start_failed = self.start_failed;
         stats.free_latency = self.latency.then(|| FREES.summary());
+        stats.add_process();
         stats
     }
 

@@ -28,6 +28,7 @@ pub(super) fn write(out: &mut impl Write, view: &View<'_>) -> fmt::Result {
     if let Some(latency) = &stats.free_latency {
         free_latency(out, latency, view.timer_ns)?;
     }
+    process(out, &stats)?;
     settings(out, view)?;
     writeln!(out, "\n{}\n", Advice { config: view.config, stats: &stats })
 }
@@ -212,8 +213,12 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
         writeln!(out, "  {:<24}{} waited in the parent", "lost in the fork", Size(lost))?;
     }
     writeln!(out, "  {:<24}{}", "waited at most", Size(stats.peak_pending_bytes))?;
-    let Stats { purges, release_calls, released_bytes, .. } = *stats;
-    write!(out, "  {:<24}{purges} purge{}", "returned to the system", plural(purges))?;
+    let Stats { purges, returned_bytes, release_calls, released_bytes, .. } = *stats;
+    write!(out, "  {:<24}", "returned to the system")?;
+    if stats.resident_bytes.is_some() {
+        write!(out, "{}; ", Size(returned_bytes))?;
+    }
+    write!(out, "{purges} purge{}", plural(purges))?;
     if release_calls > 0 {
         write!(
             out,
@@ -235,13 +240,29 @@ fn rest(out: &mut impl Write, view: &View<'_>, stats: &Stats) -> fmt::Result {
     Ok(())
 }
 
+/// What the system says of the process, also where nothing is deferred: to compare.
+fn process(out: &mut impl Write, stats: &Stats) -> fmt::Result {
+    if let (Some(resident), Some(mapped)) = (stats.resident_bytes, stats.mapped_bytes) {
+        let (resident, mapped) = (Size(resident), Size(mapped));
+        writeln!(out, "  {:<24}{resident} resident, {mapped} mapped", "the process's memory")?;
+    }
+    if let Some(faults) = stats.page_faults {
+        write!(out, "  {:<24}{faults}", "its page faults")?;
+        if let Some(major) = stats.major_page_faults {
+            write!(out, ", {major} of them major")?;
+        }
+        out.write_str("\n")?;
+    }
+    Ok(())
+}
+
 fn plural(n: u64) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
 fn free_latency(out: &mut impl Write, latency: &FreeLatency, timer_ns: u64) -> fmt::Result {
     let n = latency.samples;
-    write!(out, "  {:<24}{n} frees", "a large free cost")?;
+    write!(out, "  {:<24}{n} free{}", "a large free cost", plural(n))?;
     for (name, quantile) in [
         ("p50", latency.p50_ns),
         ("p90", latency.p90_ns),

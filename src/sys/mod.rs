@@ -29,7 +29,9 @@
 //!   memory behind pages before they are touched.
 //! - `is_resident(page)`: whether a page of a mapping has memory behind it; false where the system does not say, which is
 //!   so but if `KNOWS_RESIDENT`.
-//! - `resident_bytes()`: of the process; `None` where the system does not say.
+//! - `memory_in_use()`: what the process has, see [`MemoryInUse`]; `None` where the system does not say. A few
+//!   microseconds, where it is a file or a call of the kernel's.
+//! - `page_faults()`: those of the process so far, see [`PageFaults`]; likewise.
 //! - `memory_limit()`: bytes that the process may use: the machine's, or its container's if that has fewer. `None`
 //!   where nobody says.
 //!
@@ -87,10 +89,33 @@ pub(crate) use system::{
     CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
     at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
     grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed,
-    memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, prepare_to_start_threads,
-    process_cpu_ns, release_in_pieces, replace_file, resident_bytes, start_thread, stay_loaded,
-    thread_cpu_clock, thread_cpu_ns, thread_word, unmap, want_huge_pages, write_stderr,
+    memory_in_use, memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, page_faults,
+    prepare_to_start_threads, process_cpu_ns, release_in_pieces, replace_file, start_thread,
+    stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap, want_huge_pages,
+    write_stderr,
 };
+
+/// The process's memory, as the system counts it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryInUse {
+    /// What is in the machine's memory.
+    pub(crate) resident_bytes: usize,
+    /// Addresses with a mapping behind them; on Windows what the system has promised, no matter whether it was touched.
+    pub(crate) mapped_bytes: usize,
+}
+
+/// See [`MemoryInUse`].
+pub(crate) fn resident_bytes() -> Option<usize> {
+    memory_in_use().map(|memory| memory.resident_bytes)
+}
+
+/// Accesses that found no memory behind a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageFaults {
+    pub(crate) all: u64,
+    /// Those that waited for a disk; `None` where the system does not tell them from the others.
+    pub(crate) major: Option<u64>,
+}
 
 /// What was asked of the system to give pages back.
 #[derive(Clone, Copy, Debug, Default)]

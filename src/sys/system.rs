@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread;
 use std::time::Duration;
 
-use super::Released;
+use super::{MemoryInUse, PageFaults, Released};
 
 /// Nothing is ever written here.
 pub(crate) type Errno = Infallible;
@@ -100,7 +100,11 @@ pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
 }
 
-pub(crate) fn resident_bytes() -> Option<usize> {
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
+    None
+}
+
+pub(crate) fn page_faults() -> Option<PageFaults> {
     None
 }
 

@@ -9,11 +9,12 @@ mod thread;
 
 use std::mem::MaybeUninit;
 
+use super::MemoryInUse;
 use super::unix::{clock_ns, machine_bytes};
 
 pub(crate) use super::unix::{
     Errno, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork, at_thread_exit, for_each_variable,
-    map_aligned, monotonic_ns, page_bytes, prepare_to_start_threads, process_cpu_ns,
+    map_aligned, monotonic_ns, page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns,
     release_in_pieces, replace_file, start_thread, stay_loaded, thread_word, unmap, write_stderr,
 };
 pub(crate) use futex::{futex_wait, futex_wake_one};
@@ -24,12 +25,15 @@ pub(crate) use thread::{be_ordinary, name_thread};
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
 
-/// The second number of `/proc/self/statm`, in pages.
-pub(crate) fn resident_bytes() -> Option<usize> {
+/// The first two numbers of `/proc/self/statm`, in pages.
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     let mut content = [0; 128];
     let statm = file::read(c"/proc/self/statm", &mut content)?;
-    let pages = statm.split(|&byte| byte == b' ').nth(1)?;
-    std::str::from_utf8(pages).ok()?.parse::<usize>().ok()?.checked_mul(page_bytes())
+    let mut numbers = statm.split(|&byte| byte == b' ').map(|pages| {
+        std::str::from_utf8(pages).ok()?.parse::<usize>().ok()?.checked_mul(page_bytes())
+    });
+    let (mapped_bytes, resident_bytes) = (numbers.next()??, numbers.next()??);
+    Some(MemoryInUse { resident_bytes, mapped_bytes })
 }
 
 /// Bytes of memory that this process may use: the machine's, or less if its control group says so.

@@ -1,11 +1,13 @@
 //! FreeBSD.
 
 use std::ffi::{CStr, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use crate::sys::unix::{clock_ns, machine_bytes};
+use crate::sys::MemoryInUse;
+use crate::sys::unix::{clock_ns, machine_bytes, page_bytes};
 
 /// Pages are zero when they are next read, or as they were.
 pub(super) const RELEASE: c_int = libc::MADV_FREE;
@@ -26,9 +28,29 @@ pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
     false
 }
 
-/// Not to be had without more than one allocates.
-pub(crate) fn resident_bytes() -> Option<usize> {
-    None
+/// What `ps` shows, see sysctl(3). What has been given back by `MADV_FREE` is resident until the system wants it.
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
+    let mut process = MaybeUninit::<libc::kinfo_proc>::zeroed();
+    let mut size = size_of::<libc::kinfo_proc>();
+    // SAFETY: a query of four numbers, and room for what is written, all zeros of which are valid.
+    let process = unsafe {
+        let query = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PID, libc::getpid()];
+        let into = process.as_mut_ptr().cast();
+        let n_numbers = query.len() as libc::c_uint;
+        if libc::sysctl(query.as_ptr(), n_numbers, into, &mut size, ptr::null(), 0) != 0 {
+            return None;
+        }
+        process.assume_init()
+    };
+    // The kernel's own structure has the size that it says.
+    if process.ki_structsize as usize != size_of::<libc::kinfo_proc>() {
+        return None;
+    }
+    let resident_pages = usize::try_from(process.ki_rssize).ok()?;
+    Some(MemoryInUse {
+        resident_bytes: resident_pages.checked_mul(page_bytes())?,
+        mapped_bytes: process.ki_size as usize,
+    })
 }
 
 pub(crate) fn memory_limit() -> Option<usize> {

@@ -7,6 +7,7 @@ mod program;
 
 use std::ffi::CStr;
 
+use crate::sys::MemoryInUse;
 use crate::sys::unix::{clock_ns, machine_bytes};
 
 pub(crate) use futex::{futex_wait, futex_wake_one};
@@ -14,8 +15,7 @@ pub(in crate::sys) use program::{environment, is_in_program};
 
 pub(super) const RELEASE: libc::c_int = libc::MADV_DONTNEED;
 
-/// Not to be had without more than one allocates.
-pub(crate) fn resident_bytes() -> Option<usize> {
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     None
 }
 

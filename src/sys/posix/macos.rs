@@ -6,6 +6,8 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use crate::sys::MemoryInUse;
+
 /// Pages leave the process's footprint at once; they are zero when they are next read, or as they were.
 pub(super) const RELEASE: c_int = libc::MADV_FREE_REUSABLE;
 
@@ -20,22 +22,28 @@ pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
     false
 }
 
-pub(crate) fn resident_bytes() -> Option<usize> {
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     const WORDS: u32 =
         (size_of::<libc::mach_task_basic_info>() / size_of::<libc::integer_t>()) as u32;
     let mut info = MaybeUninit::<libc::mach_task_basic_info>::uninit();
     let mut n_words = WORDS;
     // SAFETY: the process itself, and room for so many words, all of which are written on success.
-    unsafe {
+    let info = unsafe {
         let error = libc::task_info(
             mach_task_self_,
             libc::MACH_TASK_BASIC_INFO,
             info.as_mut_ptr().cast(),
             &mut n_words,
         );
-        let known = error == libc::KERN_SUCCESS && n_words == WORDS;
-        known.then(|| info.assume_init_ref().resident_size as usize)
-    }
+        if error != libc::KERN_SUCCESS || n_words != WORDS {
+            return None;
+        }
+        info.assume_init()
+    };
+    Some(MemoryInUse {
+        resident_bytes: info.resident_size as usize,
+        mapped_bytes: info.virtual_size as usize,
+    })
 }
 
 unsafe extern "C" {

@@ -8,13 +8,13 @@ mod special;
 
 pub(crate) use super::unix::{
     Errno, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork, at_thread_exit, for_each_variable,
-    map_aligned, monotonic_ns, page_bytes, prepare_to_start_threads, process_cpu_ns,
+    map_aligned, monotonic_ns, page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns,
     release_in_pieces, replace_file, start_thread, stay_loaded, thread_word, unmap, write_stderr,
 };
 pub(crate) use memory::*;
 pub(crate) use special::{
-    be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_limit, name_thread,
-    resident_bytes, thread_cpu_clock, thread_cpu_ns,
+    be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_in_use, memory_limit,
+    name_thread, thread_cpu_clock, thread_cpu_ns,
 };
 pub(super) use special::{environment, is_in_program, take_signal};
 

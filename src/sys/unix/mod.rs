@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use super::system;
+use super::{PageFaults, system};
 
 pub(crate) use {memory::*, thread::*, write::*};
 
@@ -94,6 +94,20 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// CPU time of all threads of the process.
 pub(crate) fn process_cpu_ns() -> Option<u64> {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// Of all threads, those that have ended included. On macOS a fault that reads from a file counts as major.
+pub(crate) fn page_faults() -> Option<PageFaults> {
+    let mut usage = MaybeUninit::<libc::rusage>::uninit();
+    // SAFETY: room for what is written on success.
+    let usage = unsafe {
+        if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
+            return None;
+        }
+        usage.assume_init()
+    };
+    let major = u64::try_from(usage.ru_majflt).ok()?;
+    Some(PageFaults { all: major + u64::try_from(usage.ru_minflt).ok()?, major: Some(major) })
 }
 
 /// Registers handlers that run around every `fork`; false when the system has no memory for that.

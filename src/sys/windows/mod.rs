@@ -32,6 +32,8 @@ use windows_sys::Win32::System::Threading::{
     GetActiveProcessorCount, GetCurrentProcess, GetProcessAffinityMask, GetProcessTimes,
 };
 
+use super::{MemoryInUse, PageFaults};
+
 pub(crate) use callbacks::{at_exit, at_thread_exit, thread_word};
 pub(crate) use file::{Errno, replace_file, write_stderr};
 pub(crate) use memory::*;
@@ -66,13 +68,26 @@ pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
 }
 
-/// The working set.
-pub(crate) fn resident_bytes() -> Option<usize> {
+fn memory_counters() -> Option<PROCESS_MEMORY_COUNTERS> {
     let mut counters = PROCESS_MEMORY_COUNTERS::default();
     let size = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;
     // SAFETY: the process itself, and a live structure of that size.
     let known = unsafe { K32GetProcessMemoryInfo(GetCurrentProcess(), &mut counters, size) };
-    (known != 0).then_some(counters.WorkingSetSize)
+    (known != 0).then_some(counters)
+}
+
+/// The working set, and the commit charge: what is reserved and not committed costs nothing, and is not told.
+pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
+    memory_counters().map(|counters| MemoryInUse {
+        resident_bytes: counters.WorkingSetSize,
+        mapped_bytes: counters.PagefileUsage,
+    })
+}
+
+/// In 32 bits, soft and hard ones in one.
+pub(crate) fn page_faults() -> Option<PageFaults> {
+    memory_counters()
+        .map(|counters| PageFaults { all: counters.PageFaultCount.into(), major: None })
 }
 
 /// What the job that this process is in says, if it is in one.
