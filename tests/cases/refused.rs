@@ -136,7 +136,7 @@ fn locked_and_resident() {
 }
 
 const LOCKED_SIZES: usize = 16;
-const LOCKED_MAX: usize = 38 * MIB;
+const LOCKED_MAX: usize = 44 * MIB;
 
 fn locked_and_resident_child() {
     static HEAP: DeferFree<System> =

@@ -98,7 +98,7 @@ fn low_priority() {
     use_one_cpu();
     drop(touched(16 * MIB));
     wait_until("a drainer", || drainers().len() == 1);
-    let idle = libc::sched_param { sched_priority: 0 };
+    let idle = priority(0);
     // SAFETY: a thread of this process and a valid parameter.
     let set = unsafe { libc::sched_setscheduler(drainers()[0], libc::SCHED_IDLE, &idle) };
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
@@ -113,9 +113,17 @@ fn low_priority() {
     nothing_is_left();
 }
 
+/// musl's structure has more fields than glibc's.
+fn priority(priority: i32) -> libc::sched_param {
+    // SAFETY: zeros are a valid value of all fields.
+    let mut parameter = unsafe { std::mem::zeroed::<libc::sched_param>() };
+    parameter.sched_priority = priority;
+    parameter
+}
+
 /// Makes the calling thread one that is never preempted by others; false, said loudly, if that is refused.
 fn become_realtime() -> bool {
-    let highest = libc::sched_param { sched_priority: 50 };
+    let highest = priority(50);
     // SAFETY: the calling thread and a valid parameter.
     let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &highest) };
     if set != 0 {
