@@ -292,8 +292,9 @@ fn register_deferred_free() {
 const PURGE_DELAY: c_int = 15;
 const DESTROY_ON_EXIT: c_int = 22;
 
-/// Ten seconds. Finite, so that mimalloc takes over should the drainer be held up.
-const PURGE_DELAY_MS: c_long = 10_000;
+/// Three times as long as the drainer ever leaves it at: a thread that gives up pages purges what is due, and that is not
+/// to be its work. Finite, so that mimalloc takes over should the drainer be held up.
+const PURGE_DELAY_MS: c_long = 30_000;
 
 /// Whether any drainer of this process has worked on mimalloc.
 static DRAINED: AtomicBool = AtomicBool::new(false);
