@@ -49,9 +49,9 @@ pub struct Stats {
     ///
     /// Only the system knows which pages had memory behind them, and the resident set is that of the whole process: what
     /// other threads touch anew during a purge is missing here, and what they unmap meanwhile is in it. Nor is there what
-    /// goes back by itself: by the allocator underneath while the drainer sleeps, or by the program's own threads where
-    /// nothing more may wait. So this is about as much or less, never the sum of what was freed. Where the system takes
-    /// memory back only when it wants it (macOS, FreeBSD), it shows little.
+    /// goes back by itself: by the allocator underneath while the drainer sleeps or, on Windows, as it frees, or by the
+    /// program's own threads where nothing more may wait. So this is about as much or less, never the sum of what was
+    /// freed. Where the system takes memory back only when it wants it (macOS, FreeBSD), it shows little.
     pub returned_bytes: u64,
     /// Bytes of blocks that their free unmaps, released by this crate before it, by system calls of 4 MiB
     /// at most: their whole length, whether they had been written or not.
@@ -72,8 +72,8 @@ pub struct Stats {
     /// does not say.
     pub resident_bytes: Option<u64>,
     /// Bytes of address space that the process has mapped now, with memory behind them or not, libraries and stacks
-    /// included; on Windows those that are committed to this process alone, without libraries. mimalloc reserves by the GiB:
-    /// what is mapped and not resident costs next to nothing. `None` where the system does not say.
+    /// included; on Windows those that are committed to this process alone, without libraries. mimalloc reserves by the
+    /// GiB: what is mapped and not resident costs next to nothing. `None` where the system does not say.
     pub mapped_bytes: Option<u64>,
     /// Page faults of the process so far, minor and major: accesses to pages that had no memory behind them, or not
     /// yet for this process. `None` where the system does not say. (Windows counts in 32 bits.)

@@ -359,13 +359,14 @@ fn of_the_process() {
     assert!(faults.split(',').next().unwrap().parse::<u64>().is_ok(), "{table}");
     // The MiB before "; 7 purges".
     let returned = line(table, "returned to the system").split(' ').next().unwrap();
-    assert!((230.0..250.0).contains(&returned.parse::<f64>().unwrap()), "{table}");
+    let returned: f64 = returned.parse().unwrap();
+    assert!((230.0..250.0).contains(&returned) || cfg!(windows), "{table}");
 
     let (_, report) = to_json("of_the_process", "of_the_process", &env[..1]);
     let of = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name}: {report}"));
     assert!(of("resident_bytes") < of("mapped_bytes") || cfg!(windows), "{report}");
-    assert!(of("returned_bytes") > 230 * MIB as u64, "{report}");
     if cfg!(unix) {
+        assert!(of("returned_bytes") > 230 * MIB as u64, "{report}");
         assert!(of("major_page_faults") < of("page_faults"), "{report}");
     } else {
         assert!(report["major_page_faults"].is_null() && report["page_faults"].is_u64());
@@ -401,7 +402,12 @@ fn of_the_process_child() {
         // Wine counts no faults.
         assert!(grown(|stats| stats.page_faults) >= 1 || cfg!(windows), "{before:?} {touched:?}");
         let returned = freed.returned_bytes - touched.returned_bytes;
-        assert!(returned.abs_diff(written) < SLACK, "{returned} {touched:?} {freed:?}");
+        // On Windows mimalloc decommits as it frees, before there is a purge.
+        let by_purge = cfg!(unix) || align > 1;
+        assert!(
+            !by_purge || returned.abs_diff(written) < SLACK,
+            "{returned} {touched:?} {freed:?}"
+        );
         let left = touched.resident_bytes.unwrap() - freed.resident_bytes.unwrap();
         assert!(left.abs_diff(written) < SLACK, "{left} {touched:?} {freed:?}");
     }
