@@ -267,6 +267,15 @@ pub(crate) fn run<B: Backing>(
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
         let everything = hurry || flushing || stop || delay.is_zero();
+        // First: with rounds that are far apart a program at work would seem to be near its rest in each of them. Room is
+        // wanted by one at work.
+        if now >= next_tick || make_room {
+            next_tick = now + round_every;
+            if activity.others_changed(pending) {
+                active_at = now;
+                has_worked = true;
+            }
+        }
         // In steps, each of which is purged: what is freed is not going to be wanted soon.
         drainer.purges = everything || purges.is_near(now, active_at, last_burst);
         let inside = if everything {
@@ -319,13 +328,6 @@ pub(crate) fn run<B: Backing>(
         };
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
-        if now >= next_tick {
-            next_tick = now + round_every;
-            if activity.others_changed(pending) {
-                active_at = now;
-                has_worked = true;
-            }
-        }
         let dirty = drainer.unpurged || has_worked;
         if purges.is_due(now, active_at, last_burst, dirty, sys::resident_bytes)
             // What the program has freed itself the drainer has not seen.
