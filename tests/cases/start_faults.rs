@@ -300,7 +300,9 @@ fn one_of_two_starts() {
         });
         assert!(heap.stats().drainer_running);
     }
-    wait_until("all have been born and have ended", || drainers().is_empty());
+    // One is known by its name, which it has not had from the beginning.
+    wait_until("all have been born", || N_DRAINERS.load(Ordering::SeqCst) >= ROUNDS);
+    wait_until("all have ended", || drainers().is_empty());
     assert_eq!(N_DRAINERS.load(Ordering::SeqCst), ROUNDS);
 }
 
