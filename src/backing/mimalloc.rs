@@ -142,7 +142,6 @@ unsafe impl Backing for Mimalloc {
         unsafe { ffi::mi_thread_init() };
     }
 
-    /// Else the thread's end calls it, and a child forked off at that moment finds `theaps_lock` held for ever.
     /// Most of what a thread's end does. The rest, some instructions under two locks, comes with the thread's end itself: a
     /// thread that has called `mi_thread_done` must not end, as its key still has the heap that was freed
     /// (`_mi_theap_default_set`, init.c: the address sanitizer saw it read).

@@ -98,7 +98,7 @@ pub(crate) const JUDGED: usize = 128;
 /// at once had grown by up to a third beside the one before; with 64 and with 256 it has not.
 const BLOCKS_PER_ALLOC: u64 = 64;
 /// The drainer hears of so many bytes of blocks between small and large: four blocks or more.
-const NOTED_BYTES: u64 = 1 << 20;
+const MEDIUM_STEP_BYTES: u64 = 1 << 20;
 /// Fewer allocations than these are never in earnest.
 const FEW_ALLOCS: u32 = 16;
 /// So many allocations with fewer frees than these between them end a burst.
@@ -383,14 +383,14 @@ impl Local {
         self.next_rest_ns.set(ns);
     }
 
-    /// The thread frees a block between small and large. Once for each [`NOTED_BYTES`]: how many bytes they have come
+    /// The thread frees a block between small and large. Once for each [`MEDIUM_STEP_BYTES`]: how many bytes they have come
     /// to, in whole ones.
     #[inline(always)]
     pub(crate) fn note_medium_free(&self, bytes: usize) -> Option<u64> {
         let before = self.medium_bytes.get();
         let after = before.wrapping_add(bytes as u64);
         self.medium_bytes.set(after);
-        let whole = after & !(NOTED_BYTES - 1);
+        let whole = after & !(MEDIUM_STEP_BYTES - 1);
         (before < whole).then_some(whole)
     }
 
