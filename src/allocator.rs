@@ -73,6 +73,9 @@ pub struct DeferFree<B: Backing = Mimalloc> {
     /// Smaller blocks go straight to the backing, but for bursts. 0 until the settings have been read, so that the
     /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
     threshold: AtomicUsize,
+    /// Frees of fewer bytes have nothing to do but to look at the thread's state: neither large, nor medium, nor timed.
+    /// 0 until the settings have been read.
+    plain_below: AtomicUsize,
     phase: PhaseCell<Runtime<B>>,
     /// Bytes of the large blocks that were allocated while no drainer ran, here or in a process that this one was
     /// forked off from.
@@ -144,6 +147,7 @@ impl<B: Backing> DeferFree<B> {
     pub const fn with_backing(backing: B) -> Self {
         DeferFree {
             threshold: AtomicUsize::new(0),
+            plain_below: AtomicUsize::new(0),
             phase: PhaseCell::new(),
             allocated_bytes: AtomicUsize::new(0),
             backing,
@@ -382,6 +386,9 @@ impl<B: Backing> DeferFree<B> {
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
         match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
+                let plain_below =
+                    threshold.min(MEDIUM_BYTES).min(self.timed_from.load(Ordering::Relaxed));
+                self.plain_below.store(plain_below, Ordering::Relaxed);
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
                 if settings.enabled && sys::CAN_DEFER {
@@ -541,47 +548,60 @@ impl<B: Backing> DeferFree<B> {
     /// As for `dealloc`; `size` and `align` are those of the layout.
     #[inline(never)]
     unsafe fn free_any(ptr: *mut u8, size: usize, align: usize, this: &Self) {
-        // SAFETY: the caller's layout.
-        let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
-        let threshold = this.read_settings();
-        if size >= this.timed_from.load(Ordering::Relaxed) {
-            let start = Instant::now();
-            // SAFETY: the caller's block.
-            unsafe { this.dealloc_any(ptr, layout, threshold) };
-            FREES.record(start.elapsed());
-        } else {
-            // SAFETY: the caller's block.
-            unsafe { this.dealloc_any(ptr, layout, threshold) };
-        }
-    }
-
-    /// As `dealloc`, where `threshold` is the one in force.
-    ///
-    /// # Safety
-    /// As for `dealloc`.
-    #[inline(always)]
-    unsafe fn dealloc_any(&self, ptr: *mut u8, layout: Layout, threshold: usize) {
-        let size = layout.size();
-        if size >= threshold {
-            if let Some(class) = Self::class_of(ptr, layout) {
-                // SAFETY: a block of this class, in whatever phase it was allocated.
-                return unsafe { self.free_large(class, ptr, layout) };
+        // SAFETY: the caller's block and layout; every block comes from the backing.
+        unsafe {
+            if size >= this.plain_below.load(Ordering::Relaxed) {
+                return Self::free_long(ptr, size, align, this);
             }
-        } else if size >= MEDIUM_BYTES {
-            self.note_medium_free(size);
-        } else if local::hash(ptr) >= local::short_below() {
-            // SAFETY: the caller's block.
-            return unsafe { Self::write_down(ptr, size, self) };
+            if local::hash(ptr) >= local::short_below() {
+                return Self::write_down(ptr, size, this);
+            }
+            this.backing.dealloc(ptr, Layout::from_size_align_unchecked(size, align));
         }
-        // SAFETY: the caller's block; every block comes from the backing.
-        unsafe { self.backing.dealloc(ptr, layout) };
     }
 
-    /// The drainer sees nothing of such a block, but what it leaves is to go back to the system as well.
-    #[inline(always)]
-    fn note_medium_free(&self, bytes: usize) {
-        if let Some(freed_bytes) = local::here().and_then(|local| local.note_medium_free(bytes)) {
-            self.hear_of_medium_frees(freed_bytes);
+    /// As `free_any`, from `plain_below` on.
+    #[inline(never)]
+    unsafe fn free_long(ptr: *mut u8, size: usize, align: usize, this: &Self) {
+        // SAFETY: the caller's block and layout; every block comes from the backing.
+        unsafe {
+            if size >= this.timed_from.load(Ordering::Relaxed) {
+                return Self::free_timed(ptr, size, align, this);
+            }
+            // Not yet known: 0.
+            if size >= this.threshold.load(Ordering::Relaxed) {
+                return Self::free_large(ptr, size, align, this);
+            }
+            // The drainer sees nothing of such a block, but what it leaves is to go back to the system as well.
+            let freed_bytes = local::here().and_then(|local| local.note_medium_free(size));
+            if let Some(freed_bytes) = freed_bytes {
+                this.hear_of_medium_frees(freed_bytes);
+            }
+            this.backing.dealloc(ptr, Layout::from_size_align_unchecked(size, align));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_timed(ptr: *mut u8, size: usize, align: usize, this: &Self) {
+        let start = Instant::now();
+        // SAFETY: the caller's block.
+        unsafe { Self::free_large(ptr, size, align, this) };
+        FREES.record(start.elapsed());
+    }
+
+    /// As `free_any`, where the block may be large, or the settings have not been read.
+    #[inline(never)]
+    unsafe fn free_large(ptr: *mut u8, size: usize, align: usize, this: &Self) {
+        // SAFETY: the caller's block and layout; every block comes from the backing.
+        unsafe {
+            let layout = Layout::from_size_align_unchecked(size, align);
+            if size >= this.read_settings() {
+                if let Some(class) = Self::class_of(ptr, layout) {
+                    return this.give_up(class, ptr, layout);
+                }
+            }
+            this.backing.dealloc(ptr, layout);
         }
     }
 
@@ -610,7 +630,7 @@ impl<B: Backing> DeferFree<B> {
     /// # Safety
     /// `ptr` is the caller's block, of that class, and freed as that layout.
     #[inline(always)]
-    unsafe fn free_large(&self, class: Class, ptr: *mut u8, layout: Layout) {
+    unsafe fn give_up(&self, class: Class, ptr: *mut u8, layout: Layout) {
         if let Phase::Running(runtime) = self.phase.get() {
             // SAFETY: the caller's block.
             if !unsafe { runtime.dealloc(class, ptr) } {
@@ -699,7 +719,7 @@ impl<B: Backing> DeferFree<B> {
                     if let Phase::Running(runtime) = self.phase.get() {
                         runtime.prepare(class);
                     }
-                    self.free_large(class, rest, new);
+                    self.give_up(class, rest, new);
                 }
             }
         }
@@ -766,7 +786,7 @@ unsafe impl<B: Backing> GlobalAlloc for DeferFree<B> {
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         // SAFETY: the caller's block.
         unsafe {
-            if is_surely_small(layout) {
+            if layout.size() < MIN_CLASS_BYTES {
                 Self::free(ptr, layout.size(), self);
             } else {
                 Self::free_any(ptr, layout.size(), layout.align(), self);

@@ -49,10 +49,10 @@ const COLD_NS: u64 = 10;
 const WARM_UP: usize = 32;
 
 impl<B: Backing> DeferFree<B> {
-    /// As `dealloc`, for blocks that are [`is_surely_small`].
+    /// As `dealloc`, for blocks that are small whatever the settings are.
     ///
     /// # Safety
-    /// As for `dealloc`; `size` is that of the layout.
+    /// As for `dealloc`; `size` is that of the layout, less than [`MIN_CLASS_BYTES`].
     #[inline(never)]
     pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
         if local::hash(ptr) >= local::short_below() {
