@@ -35,7 +35,6 @@ mod latency;
 mod stats;
 mod config;
 mod backing;
-mod ring;
 mod sync;
 mod sys;
 

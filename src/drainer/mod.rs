@@ -45,7 +45,6 @@ use crate::burst::BURSTS;
 use crate::huge;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
-use crate::ring::Old;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, Parker, TINY, thread};
 use crate::sys;
@@ -439,21 +438,13 @@ impl<B: Backing> Drainer<'_, B> {
         Some(inside)
     }
 
-    /// Frees each block whose free returned before this began; waits for threads that are in the midst of putting one in
-    /// in front of it. `None` when the process exits.
+    /// Frees each block whose free returned before this began. `None` when the process exits.
     fn drain_all(&mut self, mut inside: Inside) -> Option<Inside> {
         for class in self.pending.known_classes() {
             let mut all = self.pending.all(class);
-            loop {
-                inside = match self.pending.drain_of(&mut all, class) {
-                    // SAFETY: the block came out of `class`.
-                    Old::Value(block) => unsafe { self.free(inside, class, block)? },
-                    Old::Held => {
-                        thread::sleep(RETRY);
-                        inside.give_way()?
-                    }
-                    Old::Nothing => break,
-                };
+            while let Some(block) = self.pending.drain_of(&mut all, class) {
+                // SAFETY: the block came out of `class`.
+                inside = unsafe { self.free(inside, class, block)? };
             }
         }
         Some(inside)

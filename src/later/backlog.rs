@@ -10,8 +10,8 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::sync::OnceLock;
 
+use super::ring::Ring;
 use super::value::Value;
-use crate::ring::Ring;
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicBool, Ordering};
 

@@ -17,6 +17,7 @@
 mod backlog;
 mod dropper;
 mod phase;
+mod ring;
 mod smart;
 mod value;
 #[cfg(all(test, loom))]

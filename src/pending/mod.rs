@@ -1,26 +1,13 @@
 //! Freed large blocks that wait: to be taken back by an allocation of their class, or to be old
 //! enough to go back to the allocator underneath.
 //!
-//! Each class has one slot for the block freed last, which is the warm one and the first to be taken
-//! back, and behind it a bounded queue. Nothing here frees a block or wakes a thread: what leaves is
-//! handed to the caller. Nobody waits for anybody: see `ring` for what becomes of a thread that is preempted
-//! in the midst of it.
+//! Each class has one slot, whose block is the first to be taken back: a program that frees one and allocates one, over and
+//! over, has the same one each time, which is warm. What is freed while the slot is taken goes into a bounded queue. Nothing
+//! here frees a block or wakes a thread: what leaves is handed to the caller. Nobody waits for anybody: see `bag` for what
+//! becomes of a thread that is preempted in the midst of it.
 //!
-//! # What is in at some moment
-//!
-//! A flush is to find each block whose free has returned. In no thread's hands alone is such a block: a free that finds the
-//! slot taken first claims a place in the queue, then exchanges the slot's block for its own, and then fills the place:
-//!
-//! ```text
-//! a free                                    all that is in
-//! P1  claims a place in the queue           A1  takes the block out of the slot
-//! P2  slot: the one before => its own       A2  notes where the queue ends
-//! P3  fills the place with the one before   A3  takes out what is before that, and waits for places that are not filled
-//! ```
-//!
-//! Of a block that was in the slot once, A1 finds it there, or a later state of the slot: it was taken, or P2 (Release)
-//! comes before A1 (Acquire), and so P1 before A2. Others' changes of the slot between P2 and A1 are exchanges too,
-//! and pass that on.
+//! A block stays where it was put until somebody takes it out for good. So whoever looks through slot and queue finds each
+//! block whose free returned before: that is what a flush relies on.
 //!
 //! # Age
 //!
@@ -35,6 +22,7 @@
 //! class is wanted again within four delays of having given blocks back, it keeps them twice as long from then on, up
 //! to those four; and half as long after each time that nobody missed them.
 
+mod bag;
 mod class;
 mod queue;
 #[cfg(all(test, loom))]
@@ -47,7 +35,6 @@ use crossbeam_utils::CachePadded;
 use queue::{Ends, Queue};
 
 use crate::burst::BURSTS;
-use crate::ring::Old;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::Released;
 
@@ -156,9 +143,9 @@ const ASLEEP: usize = 1 << (usize::BITS - 1);
 // In this order, so that a free and an allocation find what they touch in one cache line.
 #[repr(C)]
 struct Waiting {
-    /// The block freed last, or null.
-    last: AtomicPtr<u8>,
-    /// The others.
+    /// The first to be taken back, or null.
+    first: AtomicPtr<u8>,
+    /// Those that were freed while there was one.
     queue: Queue,
     /// Least number of blocks that waited since the drainer looked last; at most off by what is
     /// being put or taken this moment.
@@ -381,18 +368,11 @@ impl Pending {
             waiting.counts.over_bound.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Bound(block));
         };
-        let last = waiting.last.load(Ordering::Relaxed);
-        if !last.is_null() || !waiting.replace_last(last, block.0) {
-            // P1
-            let Some(place) = waiting.queue.begin_to_push() else {
-                self.backlog.release(class.bytes());
-                waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
-                return Err(Refused::Queue(block));
-            };
-            // P2. Where others have been at the slot meanwhile, the place is good for this block as well.
-            let is_replaced = !last.is_null() && waiting.replace_last(last, block.0);
-            // P3
-            place.fill(Block(if is_replaced { last } else { block.0 }));
+        let kept = waiting.put_first(block).or_else(|block| waiting.queue.push(block));
+        if let Err(block) = kept {
+            self.backlog.release(class.bytes());
+            waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
+            return Err(Refused::Queue(block));
         }
         let high = self.high_water_bytes();
         Ok(if before == ASLEEP {
@@ -408,18 +388,17 @@ impl Pending {
     #[cfg(all(test, loom))]
     pub(crate) fn begin_to_put(&self, class: Class) -> impl FnOnce(Block) {
         assert!(self.backlog.reserve(class.bytes()).is_some());
-        let place = self.classes[class.index()].queue.begin_to_push().unwrap();
-        |block| place.fill(block)
+        self.classes[class.index()].queue.begin_to_push()
     }
 
-    /// Takes back a block of `class`, the one freed last if possible.
+    /// Takes back a block of `class`, the one in the slot if possible.
     ///
     /// One that is not aligned to `align` is the caller's to free: a request with an uncommon
     /// alignment is better served by the allocator than by a search.
     #[inline]
     pub(crate) fn take(&self, class: Class, align: usize) -> Taken {
         let waiting = &*self.classes[class.index()];
-        let block = waiting.pop_last().or_else(|| waiting.queue.pop_young());
+        let block = waiting.pop_first().or_else(|| waiting.queue.pop_young());
         match block.or_else(|| waiting.pop_cleared()) {
             Some(block) => self.taken(class, block, align),
             None => Taken::Nothing,
@@ -449,7 +428,7 @@ impl Pending {
         {
             return;
         }
-        if let Some(block) = waiting.queue.pop_old().or_else(|| waiting.pop_last()) {
+        if let Some(block) = waiting.queue.pop_old().or_else(|| waiting.pop_first()) {
             clear(&block);
             // Nobody else puts one there. Release pairs with the Acquire in `pop`: the zeros.
             waiting.cleared.store(block.0, Ordering::Release);
@@ -523,26 +502,20 @@ impl Pending {
         self.remove_oldest(class, |counts| &counts.drained)
     }
 
-    /// What `drain_of` takes out: all blocks of `class` that wait now, see A1 to A3. Only the drainer may call it.
+    /// What `drain_of` takes out: all blocks of `class` that wait now.
     pub(crate) fn all(&self, class: Class) -> All {
         let waiting = &*self.classes[class.index()];
-        // A1, A2. Those that are cleared the drainer itself has put there.
-        let slots = [waiting.pop_last(), waiting.pop_cleared()];
-        All { slots, ends: waiting.queue.ends() }
+        All { slots: [waiting.pop_first(), waiting.pop_cleared()], ends: waiting.queue.ends() }
     }
 
     /// As `drain`, for one of `all`.
-    pub(crate) fn drain_of(&self, all: &mut All, class: Class) -> Old<Block> {
+    pub(crate) fn drain_of(&self, all: &mut All, class: Class) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let old = match all.slots.iter_mut().find_map(Option::take) {
-            Some(block) => Old::Value(block),
-            None => waiting.queue.pop_before(&all.ends),
-        };
-        if let Old::Value(_) = old {
-            self.left(class, &waiting.counts.drained);
-            waiting.note_low_water();
-        }
-        old
+        let in_slots = all.slots.iter_mut().find_map(Option::take);
+        let block = in_slots.or_else(|| waiting.queue.pop_before(&all.ends))?;
+        self.left(class, &waiting.counts.drained);
+        waiting.note_low_water();
+        Some(block)
     }
 
     fn remove_oldest(
@@ -551,7 +524,7 @@ impl Pending {
         count: impl FnOnce(&Counts) -> &AtomicU64,
     ) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let block = waiting.queue.pop_old().or_else(|| waiting.pop_last());
+        let block = waiting.queue.pop_old().or_else(|| waiting.pop_first());
         let block = block.or_else(|| waiting.pop_cleared())?;
         self.left(class, count(&waiting.counts));
         waiting.note_low_water();
@@ -592,17 +565,25 @@ impl Pending {
 }
 
 impl Waiting {
-    /// Has `block` be the last one in place of `before`, if that is there still.
+    /// Gives the block back where the slot is taken.
     #[inline]
-    fn replace_last(&self, before: *mut u8, block: *mut u8) -> bool {
-        // AcqRel: the taker sees what was written to the block before it was freed as done
-        // (Release), and we may pass on the block that another thread left here (Acquire).
-        self.last.compare_exchange(before, block, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    fn put_first(&self, block: Block) -> Result<(), Block> {
+        // The cheap look first. Release pairs with the Acquire in `pop`: what was written to the block before it was freed.
+        let is_free = self.first.load(Ordering::Relaxed).is_null();
+        let put = || {
+            self.first.compare_exchange(
+                ptr::null_mut(),
+                block.0,
+                Ordering::Release,
+                Ordering::Relaxed,
+            )
+        };
+        if is_free && put().is_ok() { Ok(()) } else { Err(block) }
     }
 
     #[inline]
-    fn pop_last(&self) -> Option<Block> {
-        pop(&self.last)
+    fn pop_first(&self) -> Option<Block> {
+        pop(&self.first)
     }
 
     fn pop_cleared(&self) -> Option<Block> {
@@ -611,7 +592,7 @@ impl Waiting {
 
     fn len(&self) -> usize {
         let n_in = |slot: &AtomicPtr<u8>| usize::from(!slot.load(Ordering::Relaxed).is_null());
-        self.queue.len() + n_in(&self.last) + n_in(&self.cleared)
+        self.queue.len() + n_in(&self.first) + n_in(&self.cleared)
     }
 
     #[inline]
@@ -630,11 +611,11 @@ impl Waiting {
 /// Takes the block in a slot, if there is one.
 #[inline]
 fn pop(slot: &AtomicPtr<u8>) -> Option<Block> {
-    // The cheap look first: a miss should not take the cache line away from those who put. Acquire: A1.
-    if slot.load(Ordering::Acquire).is_null() {
+    // The cheap look first: a miss should not take the cache line away from those who put.
+    if slot.load(Ordering::Relaxed).is_null() {
         return None;
     }
-    // Acquire pairs with the Release half of `replace_last`, and with `clear_one`.
+    // Acquire pairs with the Release in `put_first` and in `clear_one`.
     let ptr = slot.swap(ptr::null_mut(), Ordering::Acquire);
     (!ptr.is_null()).then_some(Block(ptr))
 }

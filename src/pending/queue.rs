@@ -1,26 +1,26 @@
-//! The blocks of one class, in three rings one above the other.
+//! The blocks of one class, in three bags one above the other.
 //!
-//! A push goes to the first ring that has room, so a class with few blocks goes round and round in a few pages however
-//! many it may come to have. The rings lie in a mapping of their own, whose pages cost nothing until they are touched.
+//! A push goes to the first bag that has room, so a class with few blocks goes round and round in a few pages however
+//! many it may come to have. The bags lie in a mapping of their own, whose pages cost nothing until they are touched.
 
 use std::ptr;
 
 use super::Block;
-use crate::ring::{Claim, Old, Ring};
+use super::bag::Bag;
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::sys;
 
-/// Slots of each tier: the first lies in one page, with head and tail; the others take 32 KiB and 256 KiB.
+/// Slots of each tier: the first lies in one page, with head and tail; the others take 16 KiB and 128 KiB.
 const TIER_SLOTS: [usize; 3] = if IN_MODEL { [2, 1, 1] } else { [128, 2048, 16 << 10] };
 
 /// Within a tier blocks leave in the order in which they came; an upper tier fills when those below are full, so its
 /// blocks are the younger ones, by and large. All zero bytes are a valid value: no block waits.
 #[repr(C)]
 struct Tiers {
-    first: Ring<Block, { TIER_SLOTS[0] }>,
-    second: Ring<Block, { TIER_SLOTS[1] }>,
-    third: Ring<Block, { TIER_SLOTS[2] }>,
+    first: Bag<{ TIER_SLOTS[0] }>,
+    second: Bag<{ TIER_SLOTS[1] }>,
+    third: Bag<{ TIER_SLOTS[2] }>,
 }
 
 /// Where the tiers ended at some moment.
@@ -66,11 +66,21 @@ impl Queue {
         unsafe { self.tiers.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Room for a block, to be filled; `None` where there is none.
+    /// Gives the block back where there is no room.
     #[inline]
-    pub(super) fn begin_to_push(&self) -> Option<Claim<'_, Block>> {
-        let tiers = self.tiers()?;
-        tiers.first.begin_to_push().or_else(|| tiers.begin_above())
+    pub(super) fn push(&self, block: Block) -> Result<(), Block> {
+        let Some(tiers) = self.tiers() else {
+            return Err(block);
+        };
+        tiers.first.push(block).or_else(|block| tiers.push_above(block))
+    }
+
+    /// A push that has stopped in the middle; it goes on with the block when it is called.
+    #[cfg(all(test, loom))]
+    pub(super) fn begin_to_push(&self) -> impl FnOnce(Block) {
+        let bag = &self.tiers().unwrap().first;
+        let position = bag.claim_to_push().unwrap();
+        move |block| bag.push_at(position, block).or_else(|block| self.push(block)).unwrap()
     }
 
     /// Takes a block of the youngest tier that has any.
@@ -93,21 +103,13 @@ impl Queue {
         Ends(self.tiers().map_or([0; 3], ends))
     }
 
-    pub(super) fn pop_before(&self, Ends(ends): &Ends) -> Old<Block> {
-        let Some(tiers) = self.tiers() else {
-            return Old::Nothing;
-        };
-        match tiers.first.pop_before(ends[0]) {
-            Old::Nothing => {}
-            found => return found,
-        }
-        match tiers.second.pop_before(ends[1]) {
-            Old::Nothing => tiers.third.pop_before(ends[2]),
-            found => found,
-        }
+    pub(super) fn pop_before(&self, &Ends([first, second, third]): &Ends) -> Option<Block> {
+        let tiers = self.tiers()?;
+        let above = || tiers.second.pop_before(second).or_else(|| tiers.third.pop_before(third));
+        tiers.first.pop_before(first).or_else(above)
     }
 
-    /// Blocks that are in, and those that are just being put in; exact when nobody else is at it.
+    /// See `Bag::len`.
     pub(super) fn len(&self) -> usize {
         self.tiers().map_or(0, |tiers| tiers.first.len() + tiers.second.len() + tiers.third.len())
     }
@@ -125,7 +127,7 @@ impl Queue {
 
 impl Tiers {
     #[inline(never)]
-    fn begin_above(&self) -> Option<Claim<'_, Block>> {
-        self.second.begin_to_push().or_else(|| self.third.begin_to_push())
+    fn push_above(&self, block: Block) -> Result<(), Block> {
+        self.second.push(block).or_else(|block| self.third.push(block))
     }
 }

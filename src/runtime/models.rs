@@ -195,9 +195,7 @@ fn each_flush_is_heard() {
     });
 }
 
-/// A thread that is in the midst of putting a block in holds up what comes behind it, and so a flush.
-///
-/// Seen to fail where the drainer does not wait for that thread.
+/// A thread that is in the midst of putting a block in is in nobody's way, be it ahead of what a flush is to find.
 #[test]
 fn a_flush_frees_what_is_behind_another() {
     check(Some(1), 96, || {
@@ -215,12 +213,9 @@ fn a_flush_frees_what_is_behind_another() {
     });
 }
 
-/// A block that this thread freed, and that another one's free is just moving out of the way, is in nobody's hands alone.
-///
-/// Seen to fail where `put` exchanges the slot's block before it has a place for it, where the ends of the queue are noted
-/// before the slot is emptied, and where `replace_last` has no Release.
+/// Nor is one whose whole free is under way meanwhile.
 #[test]
-fn a_flush_frees_what_another_displaces() {
+fn a_flush_frees_what_came_before_beside_others() {
     check(Some(1), 96, || {
         let running = Running::with_room_for(3);
         let runtime = running.get();

@@ -43,7 +43,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// All zero bytes are a valid value, an empty ring.
 #[repr(C)]
-pub(crate) struct Ring<T, const N: usize> {
+pub(super) struct Ring<T, const N: usize> {
     /// The position of the next pop.
     head: CachePadded<AtomicU64>,
     /// The position of the next push. `head <= tail <= head + N`.
@@ -62,23 +62,13 @@ unsafe impl<T: Send, const N: usize> Sync for Ring<T, N> {}
 
 /// A slot that belongs to whoever holds this, until it is stamped.
 #[must_use = "nobody gets past it before it is stamped"]
-pub(crate) struct Claim<'a, T> {
+struct Claim<'a, T> {
     slot: &'a Slot<T>,
     next_stamp: u64,
 }
 
-/// What there was of the values that were in at some moment.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Old<T> {
-    Value(T),
-    /// A thread has claimed the slot of the oldest one and not stamped it yet.
-    Held,
-    /// All have left.
-    Nothing,
-}
-
 impl<T, const N: usize> Ring<T, N> {
-    pub(crate) const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Ring {
             head: CachePadded::new(AtomicU64::new(0)),
             tail: CachePadded::new(AtomicU64::new(0)),
@@ -90,7 +80,7 @@ impl<T, const N: usize> Ring<T, N> {
 
     /// Gives the value back when the ring is full, or when the slot whose turn it is has not been left yet.
     #[inline]
-    pub(crate) fn push(&self, value: T) -> Result<(), T> {
+    pub(super) fn push(&self, value: T) -> Result<(), T> {
         match self.claim(&self.tail, 0) {
             Some(claim) => {
                 claim.fill(value);
@@ -100,33 +90,14 @@ impl<T, const N: usize> Ring<T, N> {
         }
     }
 
-    /// The first half of a push, whose other half is [`Claim::fill`]. `None` where `push` gives its value back.
-    #[inline]
-    pub(crate) fn begin_to_push(&self) -> Option<Claim<'_, T>> {
-        self.claim(&self.tail, 0)
-    }
-
     /// `None` when the ring is empty, or when the slot whose turn it is has not been filled yet.
     #[inline]
-    pub(crate) fn pop(&self) -> Option<T> {
+    pub(super) fn pop(&self) -> Option<T> {
         // A look that takes nobody's cache line, nor touches a slot that may never have been used.
         if self.is_empty() {
             return None;
         }
         Some(self.claim(&self.head, 1)?.empty())
-    }
-
-    /// The position behind all pushes that have begun.
-    pub(crate) fn end(&self) -> u64 {
-        self.tail.load(Ordering::Relaxed)
-    }
-
-    /// As `pop`, as long as not all pushes before `end` have left.
-    pub(crate) fn pop_before(&self, end: u64) -> Old<T> {
-        if self.head.load(Ordering::Relaxed) >= end {
-            return Old::Nothing;
-        }
-        self.pop().map_or(Old::Held, Old::Value)
     }
 
     /// Claims the slot at the position that `end` says, if that slot is ready: free is 0, full is 1.
@@ -155,21 +126,20 @@ impl<T, const N: usize> Ring<T, N> {
     }
 
     #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed) == self.tail.load(Ordering::Relaxed)
     }
 
     /// Values that are in, and those that are just being put in; exact when nobody else is at it.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         let head = self.head.load(Ordering::Relaxed);
         self.tail.load(Ordering::Relaxed).saturating_sub(head) as usize
     }
 }
 
 impl<T> Claim<'_, T> {
-    /// Only for a claim of `begin_to_push`.
     #[inline]
-    pub(crate) fn fill(self, value: T) {
+    fn fill(self, value: T) {
         // SAFETY: the slot is free, and claimed by us.
         unsafe { self.slot.value.write(MaybeUninit::new(value)) };
         self.slot.stamp.store(self.next_stamp, Ordering::Release);
@@ -254,7 +224,7 @@ mod tests {
     #[test]
     fn nobody_is_held_up() {
         let ring = Ring::<usize, 4>::new();
-        let stopped = ring.begin_to_push().unwrap();
+        let stopped = ring.claim(&ring.tail, 0).unwrap();
         assert!((1..4).all(|value| ring.push(value).is_ok()));
         assert_eq!((ring.push(4), ring.pop(), ring.len()), (Err(4), None, 4));
         stopped.fill(0);
@@ -268,20 +238,6 @@ mod tests {
         assert_eq!((ring.push(6), ring.pop()), (Err(6), None));
         assert_eq!(stopped.empty(), 2);
         assert_eq!((ring.push(6), ring.pop()), (Ok(()), Some(6)));
-    }
-
-    /// Those that came before a moment leave, whatever comes behind them, and one that is held up is told from none.
-    #[test]
-    fn what_was_in_at_some_moment() {
-        let ring = Ring::<usize, 4>::new();
-        ring.push(0).unwrap();
-        let stopped = ring.begin_to_push().unwrap();
-        let end = ring.end();
-        ring.push(2).unwrap();
-        assert_eq!([ring.pop_before(end), ring.pop_before(end)], [Old::Value(0), Old::Held]);
-        stopped.fill(1);
-        assert_eq!([ring.pop_before(end), ring.pop_before(end)], [Old::Value(1), Old::Nothing]);
-        assert_eq!(ring.pop(), Some(2));
     }
 
     /// Four threads for each processor put in, as many take out: each value once, and those of one thread in order for
@@ -386,7 +342,7 @@ mod models {
     fn others_end() {
         check(None, N_ATOMICS, || {
             let ring = Rc::new(Ring::<u64, 2>::new());
-            let stopped = ring.begin_to_push().unwrap();
+            let stopped = ring.claim(&ring.tail, 0).unwrap();
             let other = thread::spawn({
                 let ring = ring.clone();
                 move || (ring.push(1).is_ok(), ring.pop())
