@@ -245,7 +245,9 @@ impl<B: Backing> Runtime<B> {
             if self.pending.are_written(class) {
                 for_use = Use::ZeroedAndWritten;
             }
-        } else if let Some(block) = self.take_huge(class, layout, for_use) {
+        } else if let Some(block) =
+            self.take_huge(class, layout, for_use).or_else(|| self.take_smaller(class, layout))
+        {
             return block.as_ptr();
         }
         self.alloc_missed(class, layout, for_use)
@@ -257,11 +259,40 @@ impl<B: Backing> Runtime<B> {
         if layout.align() > huge::UNIT_BYTES {
             return None;
         }
-        let larger = if for_use == Use::Grown { class.bytes() * 3 } else { class.bytes() / 4 };
+        let larger = if for_use == Use::Grown { class.bytes() * 3 } else { class.bytes() / 2 };
         let classes = self.pending.known_classes_from(class.index());
         for near in classes.take_while(|near| near.bytes() - class.bytes() <= larger) {
             match self.pending.take(near, layout.align()) {
                 Taken::Fitting(block) => return Some(block),
+                Taken::Misaligned(block) => self.free_now(near, block),
+                Taken::Nothing => {}
+            }
+        }
+        None
+    }
+
+    /// A waiting huge block of at least half the size of `class`, lengthened: only what is added has to be faulted in.
+    /// A program that goes to and fro between blocks of 256 and 384 MiB took 36 times as long as with mimalloc alone when each
+    /// of them was made anew.
+    fn take_smaller(&self, class: Class, layout: Layout) -> Option<Block> {
+        if layout.align() > huge::UNIT_BYTES || !sys::MOVES_MAPPINGS {
+            return None;
+        }
+        let classes = self.pending.known_classes_below(class.index());
+        for near in classes.take_while(|near| near.is_huge() && 2 * near.bytes() >= class.bytes()) {
+            match self.pending.take(near, layout.align()) {
+                Taken::Fitting(block) => {
+                    // SAFETY: a huge block, which is ours.
+                    let grown =
+                        unsafe { huge::grow(block.as_ptr(), class.bytes(), layout.align()) };
+                    if grown.is_null() {
+                        self.free_now(near, block);
+                        return None;
+                    }
+                    self.prepare(class);
+                    // SAFETY: the same block, which has become one of `class`.
+                    return Some(unsafe { Block::new(grown) });
+                }
                 Taken::Misaligned(block) => self.free_now(near, block),
                 Taken::Nothing => {}
             }

@@ -31,7 +31,7 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     cases! {
-        grows_without_copying grows_on_what_waits zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written shrinks becomes_ordinary
+        grows_without_copying grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
         on_the_systems_allocator on_mimalloc
     }
@@ -40,7 +40,8 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(case: &str) {
     // What waits there must not be given back first, however slow the machine is.
-    let delay = if case == "grows_on_what_waits" { "3600s" } else { "250ms" };
+    let delay =
+        if matches!(case, "grows_on_what_waits" | "to_and_fro") { "3600s" } else { "250ms" };
     let output = run_child(case, &[("DEFERFREE_DELAY", delay)], 120);
     if case == "where_nothing_runs" {
         output.expect_code(0);
@@ -48,6 +49,9 @@ fn run(case: &str) {
         output.expect_clean();
     }
 }
+
+/// Whether the system moves mappings (`mremap`); the others are tried with `--cfg deferfree_posix`.
+const MOVES: bool = cfg!(not(deferfree_posix));
 
 /// Page faults of this process so far.
 fn faults() -> i64 {
@@ -113,6 +117,28 @@ fn grows_on_what_waits() {
     assert_eq!(block.as_ptr(), at);
     assert!(faults() - n_faults < 8);
     assert!(block.iter().all(|byte| *byte == 7));
+}
+
+/// Two sizes in turn are one mapping from the second on: it is lengthened once, and long enough from then on.
+fn to_and_fro() {
+    let dirty = |bytes: usize| {
+        let mut block: Vec<u8> = Vec::with_capacity(bytes);
+        // SAFETY: what is in the pages does not matter, and one byte of each is written below.
+        unsafe { block.set_len(bytes) };
+        mark(&mut block);
+    };
+    dirty(256 * MIB);
+    let n_faults = faults();
+    for _ in 0..8 {
+        dirty(384 * MIB);
+        dirty(256 * MIB);
+    }
+    let n_faults = faults() - n_faults;
+    let stats = GLOBAL.stats();
+    assert_eq!(stats.reused.blocks, if MOVES { 16 } else { 15 }, "{stats:?}");
+    // In pages of 4 KiB: without huge pages.
+    let once = (if MOVES { 128 } else { 384 }) * MIB / (4 * KIB);
+    assert!(n_faults < once as i64 + 1000, "{n_faults} page faults");
 }
 
 /// Of a zeroed block that is resident which is used.
