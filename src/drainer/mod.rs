@@ -253,6 +253,8 @@ pub(crate) fn run<B: Backing>(
             let round = if is_burst_left { round_every.min(BURST_ROUND) } else { round_every };
             control.parker.park_timeout(round);
         }
+        // Outside: no fork has to wait for it.
+        pending.make_ready();
 
         let Some(inside) = Inside::enter() else {
             park_until_exit();

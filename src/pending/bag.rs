@@ -379,7 +379,7 @@ mod models {
     use std::rc::Rc;
 
     use super::*;
-    use crate::sync::{check, thread};
+    use crate::sync::{Plain, check, thread};
 
     const N_ATOMICS: usize = 16;
 
@@ -405,8 +405,8 @@ mod models {
         });
     }
 
-    // Seen to fail where a claim or an exchange is a load and a store, and where a pop leaves a slot without a block as it
-    // is.
+    // Seen to fail where a claim or an exchange is a load and a store, the second also where a pop leaves a slot without a
+    // block as it is.
 
     #[test]
     fn one_slot() {
@@ -420,8 +420,7 @@ mod models {
 
     /// Late threads of several laps in one slot.
     ///
-    /// Seen to fail where a pop makes the slot free for pushes from the position after its own, and where an exchange is
-    /// Relaxed.
+    /// Seen to fail where a claim or an exchange is a load and a store.
     #[test]
     fn late_ones_meet() {
         check(Some(3), N_ATOMICS, || {
@@ -440,7 +439,38 @@ mod models {
         });
     }
 
+    /// What a thread wrote to its block is seen by whoever takes that out, and so on.
+    ///
+    /// Seen to fail where an exchange is Relaxed, Acquire or Release alone.
+    #[test]
+    fn the_contents_go_along() {
+        check(Some(3), N_ATOMICS, || {
+            let shared = Rc::new((Bag::<1>::new(), Plain::new()));
+            let write = |(bag, block): &(Bag<1>, Plain)| {
+                block.write();
+                assert!(bag.push_number(0));
+            };
+            write(&shared);
+            let pass_on = || {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    if shared.0.pop_number().is_some() {
+                        shared.1.write();
+                        assert!(shared.0.push_number(0));
+                    }
+                })
+            };
+            let threads = [pass_on(), pass_on()];
+            if shared.0.pop_number().is_some() {
+                shared.1.write();
+            }
+            threads.map(|thread| thread.join());
+        });
+    }
+
     /// What a thread put in before it tells another is found by that one, whatever others do meanwhile.
+    ///
+    /// Seen to fail where a pop leaves a slot without a block as it is, and where it makes it free for its own position.
     #[test]
     fn what_happened_before_is_found() {
         use crate::sync::atomic::AtomicBool;

@@ -454,6 +454,14 @@ impl Pending {
         Taken::Fitting(block)
     }
 
+    /// Makes memory ready for as many blocks as there are, which are one for each miss at most. Only the drainer may call it.
+    pub(crate) fn make_ready(&self) {
+        for class in self.known_classes() {
+            let waiting = &*self.classes[class.index()];
+            waiting.queue.make_ready(waiting.counts.missed.load(Ordering::Relaxed) as usize);
+        }
+    }
+
     /// Notes that `bytes` are allocated anew; true where so much was that what waits is of sizes that the program has
     /// left behind.
     pub(crate) fn note_anew(&self, bytes: usize) -> bool {

@@ -3,12 +3,13 @@
 //! A push goes to the first bag that has room, so a class with few blocks goes round and round in a few pages however
 //! many it may come to have. The bags lie in a mapping of their own, whose pages cost nothing until they are touched.
 
+use std::mem::offset_of;
 use std::ptr;
 
 use super::Block;
 use super::bag::Bag;
 use crate::sync::IN_MODEL;
-use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use crate::sys;
 
 /// Slots of each tier: the first lies in one page, with head and tail; the others take 16 KiB and 128 KiB.
@@ -31,6 +32,8 @@ pub(super) struct Ends([u64; 3]);
 pub(super) struct Queue {
     /// Null until they are mapped, and the same from then on.
     tiers: AtomicPtr<Tiers>,
+    /// Bytes of them that have been made ready. The drainer's alone.
+    n_ready: AtomicUsize,
 }
 
 impl Queue {
@@ -109,6 +112,30 @@ impl Queue {
         tiers.first.pop_before(first).or_else(above)
     }
 
+    /// Has the system put memory behind what `n_blocks` come to, so that no free has to wait for a page. Only the drainer
+    /// may call it.
+    pub(super) fn make_ready(&self, n_blocks: usize) {
+        let Some(tiers) = self.tiers() else {
+            return;
+        };
+        let [first, second, _] = TIER_SLOTS;
+        let wanted = match n_blocks {
+            n if n <= first => 0,
+            n if n <= first + second => offset_of!(Tiers, third),
+            _ => size_of::<Tiers>(),
+        };
+        let wanted = wanted.next_multiple_of(sys::page_bytes());
+        let n_ready = self.n_ready.load(Ordering::Relaxed);
+        if n_ready < wanted {
+            self.n_ready.store(wanted, Ordering::Relaxed);
+            // SAFETY: whole pages of the mapping, which is made of such.
+            unsafe {
+                let from = ptr::from_ref(tiers).cast_mut().cast::<u8>().add(n_ready);
+                sys::make_ready(from, wanted - n_ready);
+            }
+        }
+    }
+
     /// See `Bag::len`.
     pub(super) fn len(&self) -> usize {
         self.tiers().map_or(0, |tiers| tiers.first.len() + tiers.second.len() + tiers.third.len())
@@ -129,5 +156,37 @@ impl Tiers {
     #[inline(never)]
     fn push_above(&self, block: Block) -> Result<(), Block> {
         self.second.push(block).or_else(|block| self.third.push(block))
+    }
+}
+
+// Emulators of other processors may take the wish and do nothing.
+#[cfg(all(test, not(loom), target_os = "linux", target_arch = "x86_64", not(deferfree_posix)))]
+mod tests {
+    use super::*;
+
+    /// Seen to fail without `sys::make_ready`. (From Linux 5.14 on; before that the first push to a page waits for it.)
+    #[test]
+    fn memory_is_there_before_the_blocks() {
+        let queue = Queue { tiers: AtomicPtr::default(), n_ready: AtomicUsize::new(0) };
+        queue.make_ready(1000);
+        queue.map();
+        let n_resident = || {
+            let tiers = queue.tiers.load(Ordering::Relaxed).cast::<u8>();
+            let pages = (0..size_of::<Tiers>()).step_by(sys::page_bytes());
+            // SAFETY: a page of the mapping.
+            pages.filter(|&offset| unsafe { sys::is_resident(tiers.add(offset)) }).count()
+        };
+        let pages = |bytes: usize| bytes.div_ceil(sys::page_bytes());
+        let [first, second, _] = TIER_SLOTS;
+        queue.make_ready(first);
+        assert_eq!(n_resident(), 0);
+        for n_blocks in [first + 1, first + second] {
+            queue.make_ready(n_blocks);
+            assert_eq!(n_resident(), pages(offset_of!(Tiers, third)));
+        }
+        queue.make_ready(first + second + 1);
+        assert_eq!(n_resident(), pages(size_of::<Tiers>()));
+        // SAFETY: nobody else knows of it.
+        unsafe { queue.unmap() };
     }
 }
