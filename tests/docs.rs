@@ -110,7 +110,7 @@ fn has_benches() -> bool {
 /// A section of a bench: its name, and the text of the file it is in.
 struct Section(String, String);
 
-/// `None` if there is no such bench. One that is a file by itself has no sections but what is in it.
+/// `None` if there is no such bench. There is one without sections, whose parts are words in its files.
 fn sections(bench: &str) -> Option<Vec<Section>> {
     let benches = root().join("benches");
     if !read(&benches.join("Cargo.toml")).contains(&format!("\nname = \"{bench}\"\n")) {
@@ -143,8 +143,8 @@ fn sections(bench: &str) -> Option<Vec<Section>> {
 fn is_section(filter: &str, bench: &str) -> bool {
     let Some(sections) = sections(bench) else { return false };
     if sections.is_empty() {
-        let file = root().join("benches").join(bench).with_extension("rs");
-        return read(&file).contains(&format!("\"{filter}\""));
+        let files = files(&root().join("benches").join(bench), "rs");
+        return files.iter().any(|file| read(file).contains(&format!("\"{filter}\"")));
     }
     let (section, case) = filter.split_once('/').unwrap_or((filter, ""));
     let structures = read(&root().join("benches/support/structures.rs"));
