@@ -1,5 +1,5 @@
 //! What the documentation names is there: programs, tests and sections of benches in the commands that it prints, the
-//! files and headings that it links to, the functions that `docs/internals.md` sends its reader to, the tests in the table
+//! files that it names, the files and headings that it links to, the functions that `docs/internals.md` sends its reader to, the tests in the table
 //! of faults.
 //!
 //! Seen to fail, each: with a section, an example, a script, a link, a heading, a function and a test renamed in the text.
@@ -276,14 +276,18 @@ fn what_is_said_to_be_in_a_file_is_there() {
             assert!(is_there, "{}: no {name} in {paths:?}", page.name());
             n_names += 1;
         };
-        // `NAME` in `src/…`.
+        // Paths, and `NAME` in `src/…`.
+        let folders = ["src/", "tests/", "examples/", "docs/", "benches/", "fuzz/", ".ci/"];
         for two in page.code().windows(2) {
-            if !two[1].starts_with("src/") || two[1].contains(' ') {
+            let folder = folders.iter().find(|folder| two[1].starts_with(**folder));
+            let is_here = |folder: &&&str| has_benches() || root().join(folder).exists();
+            let Some(folder) = folder.filter(|_| !two[1].contains(' ')).filter(is_here) else {
                 continue;
-            }
+            };
             let path = root().join(&two[1]);
             assert!(path.exists(), "{}: there is no {}", page.name(), two[1]);
-            if two[0].bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
+            let is_constant = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+            if *folder == "src/" && two[0].bytes().all(is_constant) {
                 check(&two[0], &[path]);
             }
         }
