@@ -1,8 +1,9 @@
-//! What the documentation names is there: programs, tests and sections of benches in the commands that it prints, the
-//! files that it names, the files and headings that it links to, the functions that `docs/internals.md` sends its reader to, the tests in the table
-//! of faults.
+//! What the documentation names is there: programs, tests and sections of benches in the commands that it prints, files,
+//! the headings that it links to, the functions that `docs/internals.md` sends its reader to, the tests in the table of
+//! faults.
 //!
-//! Seen to fail, each: with a section, an example, a script, a link, a heading, a function and a test renamed in the text.
+//! Seen to fail, each: with a section, an example, a script, a file, a link, a heading, a function and a test renamed in the
+//! text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
