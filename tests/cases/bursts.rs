@@ -18,7 +18,7 @@ use std::thread;
 
 use common::addresses::Addresses;
 use common::tracking::Tracking;
-use common::{KIB, MIB, drainers, run_child, wait_until};
+use common::{KIB, MIB, drainers, run_child, shuffle, wait_until};
 use deferfree::{Backing, BurstStats, DeferFree, defer_scope};
 
 const ALWAYS: (&str, &str) = ("DEFERFREE_BURST", "0");
@@ -86,7 +86,7 @@ fn allocs<B: Backing>(heap: &Heap<B>, layout: Layout, n: usize) -> Vec<usize> {
     // SAFETY: a valid layout.
     let alloc = |_| unsafe { heap.alloc(layout) }.expose_provenance();
     let mut blocks: Vec<usize> = (0..n).map(alloc).collect();
-    (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+    shuffle(&mut blocks);
     blocks
 }
 

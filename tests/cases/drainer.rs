@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use common::tracking::Tracking;
 use common::{
-    GIB, KIB, MIB, drainers, nearly_start, nearly_started, rss, run_child, sleep_ms, task_status,
-    touched, voluntary_switches, wait_until,
+    GIB, KIB, MIB, drainers, nearly_start, nearly_started, rss, run_child, shuffle, sleep_ms,
+    task_status, touched, voluntary_switches, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -140,7 +140,7 @@ fn goes_idle_after_a_burst_child() {
     let before = rss();
     for _ in 0..3 {
         let mut blocks: Vec<_> = (0..500_000).map(|n| Box::new([n; 50])).collect();
-        (0..blocks.len()).for_each(|i| blocks.swap(i, i * 7919 % 500_000));
+        shuffle(&mut blocks);
         assert!(rss() > before + 90 * MIB);
         let scope = deferfree::defer_scope();
         drop(black_box(blocks));

@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, nearly_start, run_child, sleep_ms, touched, wait_until};
+use common::{KIB, MIB, nearly_start, run_child, shuffle, sleep_ms, touched, wait_until};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -179,7 +179,7 @@ fn make_busy() {
 /// Frees small blocks in no order.
 fn drop_small(n: usize) {
     let mut blocks: Vec<_> = (0..n).map(|n| Box::new([n; 12])).collect();
-    (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+    shuffle(&mut blocks);
     drop(black_box(blocks));
 }
 

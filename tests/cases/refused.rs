@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use common::addresses::Addresses;
 use common::{
-    KIB, MIB, cpu_time, limit_address_space, nearly_start, refuse_calls, rss, run_child, sleep_ms,
-    threads, touched, wait_until,
+    KIB, MIB, cpu_time, limit_address_space, nearly_start, refuse_calls, rss, run_child, shuffle,
+    sleep_ms, threads, touched, wait_until,
 };
 use deferfree::{DeferFree, defer_scope};
 
@@ -96,7 +96,7 @@ fn work() {
         GLOBAL.dealloc(block, layout);
     }
     let mut small: Vec<_> = (0..100_000).map(|n| vec![n; 30]).collect();
-    (0..small.len()).for_each(|i| small.swap(i, i * 7919 % 100_000));
+    shuffle(&mut small);
     let _scope = defer_scope();
     drop(black_box((large, small)));
 }

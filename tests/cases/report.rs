@@ -23,12 +23,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, command, finish, fork, nearly_start, run_child, thread_refuser, touched, wait_ok,
-    wait_until,
+    KIB, MIB, SPOIL_STDERR, command, finish, fork, nearly_start, run_child, thread_refuser,
+    touched, wait_ok, wait_until,
 };
 use deferfree::DeferFree;
 use serde_json::Value;
-use taken_apart::{SECS, blocks, check_sums, directory, files, line, to_json, work};
+use taken_apart::{ROUNDS, SECS, blocks, check_sums, churn, directory, files, line, to_json, work};
 
 /// Counts the calls, so that a test can tell whether there were any.
 struct Counting(DeferFree, AtomicU64);
@@ -222,35 +222,12 @@ fn paths() {
 }
 
 fn standard_error() {
-    let closed = |command: &mut Command| {
-        // SAFETY: `close` is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                libc::close(2);
-                Ok(())
-            });
-        }
-    };
-    let full = |command: &mut Command| {
-        command.stderr(File::options().write(true).open("/dev/full").unwrap());
-    };
-    let no_reader = |command: &mut Command| {
-        let mut ends = [0; 2];
-        // SAFETY: two new descriptors are written to `ends`, each owned once.
-        let (reader, writer) = unsafe {
-            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
-            (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
-        };
-        drop(reader);
-        command.stderr(writer);
-    };
-    let ways: [&dyn Fn(&mut Command); 3] = [&closed, &full, &no_reader];
     for case in ["work 7", "sigpipe 7"] {
-        for way in ways {
+        for spoil in SPOIL_STDERR {
             for value in ["1", "/missing/a.json"] {
                 let mut command = command(case);
                 command.env("DEFERFREE_STATS", value);
-                way(&mut command);
+                spoil(&mut command);
                 finish(command, SECS).expect_code(7);
             }
         }
@@ -403,16 +380,6 @@ fn busy() {
         output.expect_code(0);
         assert_eq!(output.stderr.matches("all, bytes").count(), 1, "{output:?}");
     }
-}
-
-static ROUNDS: AtomicU64 = AtomicU64::new(0);
-
-fn churn() {
-    for size in [256 * KIB, 300 * KIB, MIB] {
-        let blocks: Vec<_> = (0..8).map(|_| Vec::<u8>::with_capacity(size)).collect();
-        drop(black_box(blocks));
-    }
-    ROUNDS.fetch_add(1, Ordering::Relaxed);
 }
 
 fn busy_child() {

@@ -13,13 +13,13 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{KIB, MIB, nearly_start, run_child, sleep_ms, wait_until};
 use deferfree::{DeferFree, Stats, Tally};
 use serde_json::Value;
-use taken_apart::{FATES, SECS, blocks, check_work, directory, line, to_json, work};
+use taken_apart::{FATES, ROUNDS, SECS, blocks, check_work, churn, directory, line, to_json, work};
 
 #[global_allocator]
 static GLOBAL: DeferFree = DeferFree::new();
@@ -225,16 +225,6 @@ fn times_child() {
         GLOBAL.flush();
         assert_eq!(stats().bursts.deferred.blocks, 2000, "{:?}", stats().bursts);
     }
-}
-
-static ROUNDS: AtomicU64 = AtomicU64::new(0);
-
-fn churn() {
-    for size in [256 * KIB, 300 * KIB, MIB] {
-        let blocks: Vec<_> = (0..8).map(|_| Vec::<u8>::with_capacity(size)).collect();
-        drop(black_box(blocks));
-    }
-    ROUNDS.fetch_add(1, Ordering::Relaxed);
 }
 
 fn adds_up_at_all_times() {

@@ -18,7 +18,7 @@ use std::thread;
 
 use common::addresses::Addresses;
 use common::tracking::Tracking;
-use common::{MIB, drainers, run_child, wait_until};
+use common::{MIB, drainers, run_child, shuffle, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 pub(crate) fn main() -> ExitCode {
@@ -82,9 +82,7 @@ fn drop_many<B: Backing>(heap: &DeferFree<B>, n_blocks: usize) {
     // SAFETY: a valid layout; each is freed once, as allocated.
     unsafe {
         let mut blocks: Vec<*mut u8> = (0..n_blocks).map(|_| heap.alloc(SMALL)).collect();
-        for i in 0..n_blocks {
-            blocks.swap(i, i * 7919 % n_blocks);
-        }
+        shuffle(&mut blocks);
         blocks.into_iter().for_each(|block| heap.dealloc(block, SMALL));
     }
 }

@@ -2,11 +2,13 @@
 //! an allocator that keeps books.
 
 // Each test file uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 #[cfg(any(target_os = "linux", windows))]
 pub(crate) mod addresses;
 pub(crate) mod content;
+mod on_system;
+mod shuffle;
 pub(crate) mod tracking;
 
 /// A mutex that the thread sanitizer sees through, as it is compiled together with the tests: std's is
@@ -17,12 +19,15 @@ pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
 mod other;
+pub(crate) use on_system::on_system;
 pub(crate) use other::*;
+pub(crate) use shuffle::shuffle;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -225,6 +230,26 @@ pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFr
     wait_until("no small block waits", || {
         heap.flush();
         heap.stats().bursts.pending.blocks == 0
+    });
+}
+
+/// Runs `body` while a thread for each of `works` does it over and over.
+pub(crate) fn under_load(works: &[&(dyn Fn() + Sync)], body: impl FnOnce()) {
+    let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for work in works {
+            let (done, rounds) = (&done, &rounds);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    work();
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 2 * works.len());
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        done.store(true, Ordering::Relaxed);
+        assert!(result.is_ok());
     });
 }
 
