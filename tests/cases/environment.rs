@@ -8,10 +8,7 @@
 use crate::common;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use common::{MIB, Output, SPOIL_STDERR, command, drainers, finish, rss, touched, wait_until};

@@ -9,7 +9,6 @@
 
 use crate::common;
 
-use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -18,13 +17,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    KIB, MIB, command, drainers, finish, fork, nearly_start, on_system, rounds, rss, run_child,
-    shuffle, sleep_ms, thread_refuser, touched, under_load, wait, wait_ok, wait_until,
+    KIB, MIB, ROOM, command, drainers, finish, fork, nearly_start, on_system, rounds, rss,
+    run_child, shuffle, sleep_ms, start, thread_refuser, touched, under_load, wait, wait_ok,
+    wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 /// What one forked child may take at most, among twenty others on a busy machine.
 const CHILD_SECS: u32 = 10;
@@ -197,8 +197,7 @@ fn drainers_that_end_child() {
     const ROUNDS: usize = 20;
     for n in 0..ROUNDS {
         let heap = DeferFree::with_backing(SlowToEnd).delay_ms(1);
-        nearly_start(&heap);
-        nearly_start(&heap);
+        start(&heap);
         assert!(heap.stats().drainer_running);
         drop(heap);
         sleep_ms(n as u64 % 5);
