@@ -7,8 +7,7 @@ mod rest;
 mod row;
 mod threads;
 mod sweep;
-mod sizes;
-mod small;
+mod by_size;
 mod requests;
 mod rounds;
 #[path = "../support/mod.rs"]
@@ -26,11 +25,11 @@ const BENCH: Bench = Bench {
     sections: &[
         &free_path::SECTION,
         &rest::SECTION,
-        &small::SECTION,
+        &by_size::SMALL,
         &row::SECTION,
         &threads::SECTION,
         &sweep::SECTION,
-        &sizes::SECTION,
+        &by_size::SIZES,
     ],
     first: || (),
 };

@@ -50,8 +50,7 @@ const TEXT_BYTES: usize = 30_000_000;
 
 fn cases(scale: Scale) -> Vec<Case> {
     let shape = |structure: &'static Structure| {
-        let n = structure.n_elements / scale.pick(1, 1, 100);
-        Case::new(structure.name, structure.mib * 2 * MIB / scale.pick(1, 1, 20), move |report| {
+        structure.case(2, scale, move |n, report| {
             let n_rounds = scale.pick(ROUNDS, 4, 2);
             let (taken, rounds) = Taken::by(|| Rounds::run(structure, n, n_rounds, Duration::ZERO));
             taken.report(report);

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::n_deferred;
 use super::rounds::{Rounds, idle_rss};
+use super::support::Scale;
 use super::support::children::{Case, Report, Results};
 use super::support::contender::Contender::{self, Deferfree, Floor, Mimalloc};
 use super::support::section::Section;
 use super::support::structures::{STRUCTURES, Structure, all};
 use super::support::table::{self, Column, MS, bar, bar_each, column, count, ratio, worst};
-use super::support::{MIB, Scale};
 
 pub(crate) const SECTION: Section = Section {
     name: "rest",
@@ -58,19 +58,12 @@ const IDLE_MIB: f64 = 50.0;
 fn cases(scale: Scale) -> Vec<Case> {
     let case = |structure: &'static Structure| {
         // The floor keeps all that it builds.
-        Case::new(
-            structure.name,
-            structure.mib * FLOOR_ROUNDS * MIB / scale.pick(1, 1, 20),
-            move |report| {
-                rest(structure, scale, report);
-            },
-        )
+        structure.case(FLOOR_ROUNDS, scale, move |n, report| rest(structure, n, scale, report))
     };
     all().map(case).collect()
 }
 
-fn rest(structure: &Structure, scale: Scale, report: &mut Report) {
-    let n = structure.n_elements / scale.pick(1, 1, 100);
+fn rest(structure: &Structure, n: usize, scale: Scale, report: &mut Report) {
     let leaks = Contender::of_this_process() == Floor;
     let n_rounds = if leaks { FLOOR_ROUNDS } else { scale.pick(ROUNDS, 5, 2) };
     let rounds = Rounds::run(structure, n, n_rounds, REST);

@@ -40,8 +40,7 @@ const CPU_LIMIT: f64 = 1.05;
 
 fn cases(scale: Scale) -> Vec<Case> {
     let shape = |structure: &'static Structure| {
-        let n = structure.n_elements / scale.pick(1, 1, 100);
-        Case::new(structure.name, structure.mib * 2 * MIB / scale.pick(1, 1, 20), move |report| {
+        structure.case(2, scale, move |n, report| {
             row(structure, n, scale.pick(MOST, 6, 2), report);
         })
     };

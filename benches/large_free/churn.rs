@@ -90,22 +90,40 @@ fn churn_thread(
     stop: &AtomicBool,
 ) -> (u64, Latencies) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut blocks: Ledger<Block> = Ledger::with_capacity(MOST_BLOCKS);
+    let mut live = Live::new(live_bytes, MOST_BLOCKS);
     let mut frees = Latencies::new();
-    let (mut held_bytes, mut n_blocks) = (0, 0);
+    let mut n_blocks = 0;
     while !stop.load(Relaxed) {
         let size = random.size(smallest, LARGEST);
-        while blocks.is_full() || held_bytes + size > live_bytes {
-            let index = (random.unit() * blocks.len() as f64) as usize;
-            let Some(block) = blocks.swap_remove(index) else { break };
-            held_bytes -= block.len();
-            frees.time(|| discard(block));
-        }
-        blocks.push(Block::touched(size));
-        held_bytes += size;
+        live.add(size, &mut random, |block| frees.time(|| discard(block)));
         n_blocks += 1;
     }
     (n_blocks, frees)
+}
+
+/// Blocks of so many bytes in all: a new one makes others go, whichever.
+pub(crate) struct Live {
+    blocks: Ledger<Block>,
+    bytes: usize,
+    most_bytes: usize,
+}
+
+impl Live {
+    pub(crate) fn new(most_bytes: usize, most_blocks: usize) -> Self {
+        Self { blocks: Ledger::with_capacity(most_blocks), bytes: 0, most_bytes }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, size: usize, random: &mut Random, mut free: impl FnMut(Block)) {
+        while self.blocks.is_full() || self.bytes + size > self.most_bytes {
+            let index = (random.unit() * self.blocks.len() as f64) as usize;
+            let Some(block) = self.blocks.swap_remove(index) else { break };
+            self.bytes -= block.len();
+            free(block);
+        }
+        self.blocks.push(Block::touched(size));
+        self.bytes += size;
+    }
 }
 
 fn bars(results: &Results) {

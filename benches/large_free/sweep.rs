@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::churn::Live;
 use super::support::block::{Block, Ledger};
 use super::support::children::{Case, Report};
 use super::support::random::Random;
@@ -43,7 +44,8 @@ fn cases(scale: Scale) -> Vec<Case> {
 
 fn sweep(live_bytes: usize, report: &mut Report) {
     let mut random = Random(1);
-    let mut blocks = Ledger::with_capacity(live_bytes / SMALLEST + 1);
+    let most_blocks = live_bytes / SMALLEST + 1;
+    let mut blocks = Ledger::with_capacity(most_blocks);
     let (mut n_blocks, mut build_ns, mut drop_ns) = (0, 0, 0);
     for _ in 0..ROUNDS {
         let start = Instant::now();
@@ -69,19 +71,10 @@ fn sweep(live_bytes: usize, report: &mut Report) {
     }
     report.put("pair", nanos(start.elapsed()) as f64 / n_pairs as f64);
 
+    let mut live = Live::new(live_bytes, most_blocks);
     let start = Instant::now();
-    let mut held_bytes = 0;
     for _ in 0..n_blocks {
-        let size = random.size(SMALLEST, LARGEST);
-        while held_bytes + size > live_bytes {
-            let index = (random.unit() * blocks.len() as f64) as usize;
-            let Some(block): Option<Block> = blocks.swap_remove(index) else {
-                break;
-            };
-            held_bytes -= block.len();
-        }
-        blocks.push(Block::touched(size));
-        held_bytes += size;
+        live.add(random.size(SMALLEST, LARGEST), &mut random, drop);
     }
     report.put("churn", nanos(start.elapsed()) as f64 / n_blocks as f64);
 }

@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
+use super::children::{Case, Report};
 use super::random::Random;
+use super::{MIB, Scale};
 
 /// Each with how many blocks it has, at least, for so many elements.
 pub(crate) struct Structure {
@@ -21,6 +23,20 @@ pub(crate) struct Structure {
     /// The drop finds its blocks in no cache: they lie here and there, and it does not touch them
     /// before it frees them.
     pub(crate) is_cold: bool,
+}
+
+impl Structure {
+    /// A case with the usual number of elements, which needs memory for so many structures.
+    pub(crate) fn case(
+        &'static self,
+        n_structures: usize,
+        scale: Scale,
+        run: impl Fn(usize, &mut Report) + 'static,
+    ) -> Case {
+        let n = self.n_elements / scale.pick(1, 1, 100);
+        let needs_bytes = self.mib * n_structures * MIB / scale.pick(1, 1, 20);
+        Case::new(self.name, needs_bytes, move |report| run(n, report))
+    }
 }
 
 const fn structure(

@@ -12,7 +12,8 @@ use crate::sys;
 pub struct Config {
     /// Whether frees are deferred at all (`DEFERFREE`).
     pub enabled: bool,
-    /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`).
+    /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`). `usize::MAX` where
+    /// nothing is deferred.
     pub threshold_bytes: usize,
     /// Below the threshold, frees may be deferred after about this many in a row on one thread, 0: all of them are;
     /// `None`: none is (`DEFERFREE_BURST`).

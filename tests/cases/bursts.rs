@@ -283,14 +283,17 @@ fn flushed_in_the_midst() {
                 }
             });
         }
+        // On a busy machine the drainer may have been there first.
+        let mut n_waited = 0;
         for round in 0..100 {
             go.wait();
-            assert!(book.n_live() > 0);
+            n_waited += usize::from(book.n_live() > 0);
             heap.flush();
             assert_eq!((book.n_live(), bursts(heap).pending.blocks), (0, 0));
             stop.store(round == 99, Ordering::SeqCst);
             go.wait();
         }
+        assert!(n_waited > 0);
     });
     add_up(bursts(heap), 1 + 100 * 4 * 2500);
 }

@@ -17,16 +17,10 @@ pub(crate) const ALL: [Contender; 10] = [
 ];
 
 /// Without those that only hand values to another thread: for work that frees more than whole values.
-pub(crate) const ALLOCATORS: [Contender; 8] = [
-    Contender::System,
-    Contender::Mimalloc,
-    Contender::MimallocPurge0,
-    Contender::MimallocPprof,
-    Contender::Snmalloc,
-    Contender::Jemalloc,
-    Contender::JemallocBackground,
-    Contender::Deferfree,
-];
+pub(crate) const ALLOCATORS: [Contender; 8] = {
+    let [glibc, mimalloc, purge_0, pprof, snmalloc, jemalloc, background, _, _, ours] = ALL;
+    [glibc, mimalloc, purge_0, pprof, snmalloc, jemalloc, background, ours]
+};
 
 /// Those that have programs of their own, for whole commands.
 pub(crate) const PROGRAMS: [Contender; 3] =

@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::figures::{BASE, CPU, MAX, P50, P99, P999, PEAK, SAMPLES, Section};
@@ -84,18 +84,21 @@ fn reuse(n_threads: usize, duration: Duration, report: &mut Report) {
             window.into_iter().flatten().for_each(discard);
             waits
         };
-        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(run)).collect();
-        let mut waits = Latencies::new();
-        for thread in threads {
-            waits.add(&thread.join().expect("freeing does not panic"));
-        }
-        waits
+        waits_of((0..n_threads).map(|_| scope.spawn(run)).collect())
     });
     let per_block = |ns: u64| ns as f64 / waits.count().max(1) as f64;
     report.put("backlog", rss_bytes().saturating_sub(before) as f64);
     report.put("per_block", per_block(nanos(start.elapsed())));
     report.put("cpu_per_block", per_block(nanos(cpu_time() - cpu_before)));
     report.put_waits(&waits);
+}
+
+fn waits_of(threads: Vec<ScopedJoinHandle<Latencies>>) -> Latencies {
+    let mut waits = Latencies::new();
+    for thread in threads {
+        waits.add(&thread.join().expect("freeing does not panic"));
+    }
+    waits
 }
 
 fn burst(n_threads: usize, n_boxes: usize, n_rounds: usize, report: &mut Report) {
@@ -122,11 +125,7 @@ fn burst(n_threads: usize, n_boxes: usize, n_rounds: usize, report: &mut Report)
             wall += start.elapsed();
             cpu += cpu_time() - cpu_before;
         }
-        let mut waits = Latencies::new();
-        for thread in threads {
-            waits.add(&thread.join().expect("dropping does not panic"));
-        }
-        waits
+        waits_of(threads)
     });
     let n_blocks = (n_threads * n_boxes * n_rounds) as f64;
     report.put("backlog", backlog as f64);

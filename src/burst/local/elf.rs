@@ -4,7 +4,8 @@
 //! compiled for, saves registers around it, and dropping blocks that are not in the cache takes a third longer. So the
 //! variable is defined and reached in assembly, by the initial-exec model: its place is fixed when the program starts, or,
 //! in a library that is loaded at run time, taken from what the C library keeps for such variables (glibc: 1664 bytes
-//! less what others took, `rtld.optional_static_tls`; mimalloc relies on the same).
+//! less what others took, `rtld.optional_static_tls`; mimalloc relies on the same). Who cannot rely on that has the
+//! feature `local_dynamic_tls`, which puts `word.rs` in place of this.
 //!
 //! Source: "ELF Handling For Thread-Local Storage", Ulrich Drepper, sections 4.3.6 and 4.4.6; the ELF ABI supplement
 //! for AArch64.

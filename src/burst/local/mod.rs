@@ -35,7 +35,7 @@
     all(
         target_os = "linux",
         any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(any(deferfree_inline, deferfree_posix))
+        not(any(deferfree_inline, deferfree_posix, feature = "local_dynamic_tls"))
     ),
     path = "elf.rs"
 )]
@@ -43,7 +43,7 @@
     not(all(
         target_os = "linux",
         any(target_arch = "x86_64", target_arch = "aarch64"),
-        not(any(deferfree_inline, deferfree_posix))
+        not(any(deferfree_inline, deferfree_posix, feature = "local_dynamic_tls"))
     )),
     path = "word.rs"
 )]

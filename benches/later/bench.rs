@@ -1,32 +1,23 @@
-//! What handing a value over costs the thread that does it: `later` beside the other ways.
-//!
-//! ```text
-//! cargo bench --bench later                          some ten minutes
-//! cargo bench --bench later -- --quick               some seconds, for a look
-//! cargo bench --bench later -- --rounds 1000 built   one part, with so many rounds
-//! ```
-//!
-//! Every hand-off is timed by itself, the clock's own cost included (first line of the output). The
-//! ways take turns within one process, A B C A B C, and each waits until its values have been dropped
-//! before the next one starts. CPU is that of the whole process until then. "Cold" is the first
-//! hand-off of a fresh process, and the resident sets are those of fresh processes. The global
-//! allocator is the system's.
+//! Ways to hand values over, and the paces at which that is done.
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::env;
-use std::fs;
 use std::hint::black_box;
-#[cfg(unix)]
-use std::mem;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use defer_drop::DeferDrop;
-use hdrhistogram::Histogram;
+
+use support::MIB;
+use support::memory::{cpu_time, proc_field_bytes};
+use support::timing::{Latencies, nanos};
 
 /// The map of <https://abramov.io/rust-dropping-things-in-another-thread>.
 fn map() -> HashMap<usize, Vec<usize>> {
@@ -40,11 +31,12 @@ fn vec() -> Vec<usize> {
 const BURST: usize = 100_000;
 const PARTS: [&str; 7] = ["built", "ready", "vec", "sparse", "burst", "asleep", "cold"];
 
-fn main() {
+pub(crate) fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     if let [flag, way, what] = &args[..] {
         if flag == "--one" {
-            return one(Way::named(way), what);
+            one(Way::named(way), what);
+            return ExitCode::SUCCESS;
         }
     }
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
@@ -57,11 +49,8 @@ fn main() {
     let or = |n_quick: usize, n_full: usize| rounds.unwrap_or(if quick { n_quick } else { n_full });
     let wants = |part: &str| has(part) || !PARTS.iter().any(|part| has(part));
 
-    let mut empty = histogram();
-    for _ in 0..1_000_000 {
-        let start = Instant::now();
-        record(&mut empty, start.elapsed());
-    }
+    let mut empty = Latencies::precise();
+    (0..1_000_000).for_each(|_| empty.time(|| ()));
     println!("empty timer pair: {}", figures(&empty));
 
     if wants("built") {
@@ -94,6 +83,7 @@ fn main() {
             cold(what, or(1, 20));
         }
     }
+    ExitCode::SUCCESS
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -233,7 +223,7 @@ fn spin(duration: Duration) {
 
 struct Row {
     way: Way,
-    took: Histogram<u64>,
+    took: Latencies,
     cpu: Duration,
     by_caller: u64,
 }
@@ -249,7 +239,7 @@ fn compare<T: Send + 'static>(
     let mut caller = Caller::new();
     let mut rows: Vec<Row> = ways
         .iter()
-        .map(|&way| Row { way, took: histogram(), cpu: Duration::ZERO, by_caller: 0 })
+        .map(|&way| Row { way, took: Latencies::precise(), cpu: Duration::ZERO, by_caller: 0 })
         .collect();
     let mut values = Vec::with_capacity(pace.per_round);
     // One round more: the first warms up.
@@ -262,7 +252,7 @@ fn compare<T: Send + 'static>(
                 pace.pause.pause(&caller);
                 let took = caller.hand_over(row.way, value);
                 if round > 0 {
-                    record(&mut row.took, took);
+                    row.took.record(nanos(took));
                 }
             }
             caller.settle();
@@ -273,7 +263,7 @@ fn compare<T: Send + 'static>(
         }
     }
     for row in &rows {
-        let n = row.took.len() as f64;
+        let n = row.took.count() as f64;
         println!(
             "  {:<14} {}  cpu {:>9.2} us each  dropped by the caller {:>5.1} %",
             row.way.name(),
@@ -284,7 +274,7 @@ fn compare<T: Send + 'static>(
     }
     let p50 = |way: Way| {
         let row = rows.iter().find(|row| row.way == way)?;
-        Some(row.took.value_at_quantile(0.5) as f64)
+        Some(row.took.median())
     };
     if let [Some(later), Some(spawn), Some(defer_drop)] =
         [Way::Later, Way::Spawn, Way::DeferDrop].map(p50)
@@ -301,7 +291,7 @@ fn compare<T: Send + 'static>(
 fn cold(what: &str, n_processes: usize) {
     println!("\ncold, {what}: first hand-off of each of {n_processes} processes");
     let exe = env::current_exe().expect("this program's path");
-    let mut first: Vec<_> = Way::ALL.iter().map(|_| histogram()).collect();
+    let mut first: Vec<_> = Way::ALL.iter().map(|_| Latencies::precise()).collect();
     let mut means = [[0.0; 3]; Way::ALL.len()];
     for _ in 0..n_processes {
         for (at, way) in Way::ALL.iter().enumerate() {
@@ -313,7 +303,7 @@ fn cold(what: &str, n_processes: usize) {
             let [first_ns, rest @ ..] = &numbers[..] else {
                 panic!("no figures from {}", way.name());
             };
-            record(&mut first[at], Duration::from_nanos(*first_ns as u64));
+            first[at].record(*first_ns as u64);
             for (mean, number) in means[at].iter_mut().zip(rest) {
                 *mean += number / n_processes as f64;
             }
@@ -346,12 +336,13 @@ fn one(way: Way, what: &str) {
         }
         let all = start.elapsed();
         caller.settle();
+        let peak = proc_field_bytes("/proc/self/status", "VmHWM:");
         println!(
             "{} {} {} {}",
             first.unwrap_or_default().as_nanos(),
             all.as_secs_f64() * 1e3,
             (cpu_time() - cpu).as_secs_f64() * 1e3,
-            peak_rss_mib()
+            peak.unwrap_or(0) as f64 / MIB as f64
         );
     }
     match what {
@@ -362,42 +353,9 @@ fn one(way: Way, what: &str) {
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are supported")
-}
-
-fn record(histogram: &mut Histogram<u64>, took: Duration) {
-    histogram.record(took.as_nanos() as u64).expect("the histogram grows");
-}
-
-fn figures(histogram: &Histogram<u64>) -> String {
-    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|q| histogram.value_at_quantile(q));
-    format!("p50 {p50:>8}  p99 {p99:>8}  p99.9 {p999:>8}  max {:>9} ns", histogram.max())
-}
-
-/// User and system time of all threads of this process.
-#[cfg(unix)]
-fn cpu_time() -> Duration {
-    // SAFETY: `getrusage` fills in a structure that may be all zeros before.
-    let usage = unsafe {
-        let mut usage = mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let [user, system] = [usage.ru_utime, usage.ru_stime].map(|time| {
-        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
-    });
-    user + system
-}
-
-#[cfg(not(unix))]
-fn cpu_time() -> Duration {
-    Duration::ZERO
-}
-
-fn peak_rss_mib() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
+fn figures(latencies: &Latencies) -> String {
+    let [p99, p999] = [0.99, 0.999]
+        .map(|quantile| latencies.quantile(quantile).map_or("-".to_owned(), |ns| ns.to_string()));
+    let (p50, max) = (latencies.median(), latencies.max());
+    format!("p50 {p50:>8}  p99 {p99:>8}  p99.9 {p999:>8}  max {max:>9} ns")
 }
