@@ -343,7 +343,8 @@ impl<B: Backing> DeferFree<B> {
             return runtime.config();
         }
         let threshold_bytes = self.read_settings();
-        let max = match self.max_pending_bytes.load(Ordering::Relaxed) {
+        let max_pending_bytes = match self.max_pending_bytes.load(Ordering::Relaxed) {
+            BY_MEMORY_LIMIT if TINY => 4 << 20,
             // Where the limit cannot be told, 1 GiB waits at most.
             BY_MEMORY_LIMIT => sys::memory_limit().unwrap_or(4 << 30) / 4,
             set => set,
@@ -353,7 +354,7 @@ impl<B: Backing> DeferFree<B> {
             threshold_bytes,
             burst: self.configured_burst(),
             delay_ms: self.delay_ms.load(Ordering::Relaxed),
-            max_pending_bytes: if TINY { max.min(4 << 20) } else { max },
+            max_pending_bytes,
         }
     }
 

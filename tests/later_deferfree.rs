@@ -3,10 +3,13 @@
 //! Seen to fail with `later` replaced by `drop`.
 #![cfg(not(deferfree_inline))]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod common;
+
+use std::alloc::Layout;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::on_system;
 use deferfree::{Backing, DeferFree, flush_values, later};
 
 /// The system's allocator, counting the frees of one size by thread.
@@ -22,24 +25,16 @@ thread_local! {
     static IS_CALLER: Cell<bool> = const { Cell::new(false) };
 }
 
-// SAFETY: the system's allocator, which frees a block whatever the layout says.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's layout.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if layout.size() == ODD_SIZE {
-            let by = if IS_CALLER.get() { &FREED_BY_CALLER } else { &FREED_BY_OTHERS };
-            by.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the caller's block.
-        unsafe { System.dealloc(ptr, layout) }
+fn count(layout: Layout) {
+    if layout.size() == ODD_SIZE {
+        let by = if IS_CALLER.get() { &FREED_BY_CALLER } else { &FREED_BY_OTHERS };
+        by.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-// SAFETY: as above; the defaults are right for any allocator.
+on_system!(Counting, count);
+
+// SAFETY: as `System` is one; the defaults are right for any allocator.
 unsafe impl Backing for Counting {}
 
 // Without bursts: what is freed in one comes to the backing without its size as well.

@@ -6,6 +6,8 @@
 mod common {
     pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
     pub(crate) mod content;
+    mod shuffle;
+    pub(crate) use shuffle::shuffle;
 }
 
 use std::alloc::System;

@@ -18,8 +18,8 @@ pub(super) const SLOTS: usize = (CHUNK_BYTES - HEAD_BYTES) / size_of::<u32>();
 /// Chunks in all: room for eight million addresses in 32 MiB.
 pub(super) const CHUNKS: usize = if IN_MODEL { 128 } else { 8 << 10 };
 
-/// Of which so many may be in use.
-pub(super) const CHUNKS_IN_USE: usize = if TINY { 8 } else { CHUNKS };
+/// Of which so many may be in use. The tests in here use up a whole pool.
+pub(super) const CHUNKS_IN_USE: usize = if TINY && !cfg!(test) { 8 } else { CHUNKS };
 
 /// Blocks are aligned to 8 bytes, so that 32 bits reach 32 GiB far, and a million blocks take 4 MB
 /// rather than 8.

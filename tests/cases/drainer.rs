@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 
 use common::tracking::Tracking;
 use common::{
-    GIB, KIB, MIB, drainers, nearly_start, nearly_started, rss, run_child, sleep_ms, task_status,
-    touched, voluntary_switches, wait_until,
+    GIB, KIB, MIB, ROOM, drainers, nearly_start, nearly_started, rss, run_child, shuffle, sleep_ms,
+    task_status, touched, voluntary_switches, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 pub(crate) fn main() -> ExitCode {
     let case = common::child_case();
@@ -140,7 +140,7 @@ fn goes_idle_after_a_burst_child() {
     let before = rss();
     for _ in 0..3 {
         let mut blocks: Vec<_> = (0..500_000).map(|n| Box::new([n; 50])).collect();
-        (0..blocks.len()).for_each(|i| blocks.swap(i, i * 7919 % 500_000));
+        shuffle(&mut blocks);
         assert!(rss() > before + 90 * MIB);
         let scope = deferfree::defer_scope();
         drop(black_box(blocks));
@@ -440,8 +440,9 @@ unsafe impl Backing for Mapped {
 /// The pages of a block that its free unmaps are gone before: `munmap` of a block that is resident
 /// holds up every other thread for the time that it takes to free the pages.
 fn released_before_unmapped_child() {
-    let local =
-        nearly_started(DeferFree::with_backing(Mapped).threshold(64 * KIB).delay_ms(3_600_000));
+    let local = nearly_started(
+        DeferFree::with_backing(Mapped).threshold(64 * KIB).delay_ms(3_600_000).max_pending(ROOM),
+    );
     let n_before = N_UNMAPPED.load(Ordering::SeqCst);
     // More than one piece, not a whole number of them, and not so much that the crate maps it itself.
     let layout = Layout::from_size_align(7 * MIB, 8).unwrap();

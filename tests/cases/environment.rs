@@ -8,13 +8,10 @@
 use crate::common;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use common::{MIB, Output, command, drainers, finish, rss, touched, wait_until};
+use common::{MIB, Output, SPOIL_STDERR, command, drainers, finish, rss, touched, wait_until};
 use deferfree::{Config, DeferFree};
 
 #[global_allocator]
@@ -341,33 +338,10 @@ fn set_in_code() {
 }
 
 fn standard_error_that_takes_nothing() {
-    let closed = |command: &mut std::process::Command| {
-        // SAFETY: `close` is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                libc::close(2);
-                Ok(())
-            });
-        }
-    };
-    let full = |command: &mut std::process::Command| {
-        command.stderr(File::options().write(true).open("/dev/full").unwrap());
-    };
-    let no_reader = |command: &mut std::process::Command| {
-        let mut ends = [0; 2];
-        // SAFETY: two new descriptors are written to `ends`, each owned once.
-        let (reader, writer) = unsafe {
-            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
-            (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
-        };
-        drop(reader);
-        command.stderr(writer);
-    };
-    let ways: [&dyn Fn(&mut std::process::Command); 3] = [&closed, &full, &no_reader];
-    for way in ways {
+    for spoil in SPOIL_STDERR {
         let mut command = command("config");
         command.env("DEFERFREE_DELAY", "never").env("DEFERFREE_FOO", "1");
-        way(&mut command);
+        spoil(&mut command);
         let output = finish(command, 20);
         output.expect_code(0);
         assert_eq!(parse_fields(&output).2, 250, "{output:?}");

@@ -9,7 +9,6 @@
 
 use crate::common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -18,13 +17,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    KIB, MIB, command, drainers, finish, fork, nearly_start, rounds, rss, run_child, sleep_ms,
-    thread_refuser, touched, wait, wait_ok, wait_until,
+    KIB, MIB, ROOM, command, drainers, finish, fork, nearly_start, on_system, rounds, rss,
+    run_child, shuffle, sleep_ms, start, thread_refuser, touched, under_load, wait, wait_ok,
+    wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 /// What one forked child may take at most, among twenty others on a busy machine.
 const CHILD_SECS: u32 = 10;
@@ -131,28 +131,17 @@ fn fresh_start_child() {
 /// They stay inside what mimalloc has mapped already: it has no fork handlers, and a fork while it
 /// maps more, under a lock, would leave that lock to the child.
 fn under_churn(body: impl FnOnce()) {
-    let done = AtomicBool::new(false);
-    let rounds = AtomicUsize::new(0);
     fill(200);
-    thread::scope(|scope| {
-        for n in 0..4 {
-            let (done, rounds) = (&done, &rounds);
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    for size in [256 * KIB, 300 * KIB, 500 * KIB + n * 100 * KIB] {
-                        let blocks: Vec<_> =
-                            (0..4).map(|_| Vec::<u8>::with_capacity(size)).collect();
-                        drop(black_box(blocks));
-                    }
-                    rounds.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+    let work = |largest: usize| {
+        for size in [256 * KIB, 300 * KIB, largest] {
+            let blocks: Vec<_> = (0..4).map(|_| Vec::<u8>::with_capacity(size)).collect();
+            drop(black_box(blocks));
         }
-        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 8);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        done.store(true, Ordering::Relaxed);
-        assert!(result.is_ok());
-    });
+    };
+    under_load(
+        &[&|| work(500 * KIB), &|| work(600 * KIB), &|| work(700 * KIB), &|| work(800 * KIB)],
+        body,
+    );
 }
 
 fn while_others_push_child() {
@@ -191,18 +180,7 @@ struct SlowToEnd;
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 static N_ENDED: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all blocks are the system's.
-unsafe impl GlobalAlloc for SlowToEnd {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(ptr, layout) };
-    }
-}
+on_system!(SlowToEnd);
 
 // SAFETY: as `System` is one.
 unsafe impl Backing for SlowToEnd {
@@ -219,8 +197,7 @@ fn drainers_that_end_child() {
     const ROUNDS: usize = 20;
     for n in 0..ROUNDS {
         let heap = DeferFree::with_backing(SlowToEnd).delay_ms(1);
-        nearly_start(&heap);
-        nearly_start(&heap);
+        start(&heap);
         assert!(heap.stats().drainer_running);
         drop(heap);
         sleep_ms(n as u64 % 5);
@@ -240,7 +217,7 @@ unsafe extern "C" fn allocates() {
     fill(4);
     deferfree::later(vec![vec![1; 10]; 10]);
     let mut blocks: Vec<_> = (0..2000).map(|n| Box::new([n; 6])).collect();
-    (0..2000).for_each(|i| blocks.swap(i, i * 7919 % 2000));
+    shuffle(&mut blocks);
     drop(black_box(blocks));
 }
 

@@ -14,12 +14,12 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, exit_now, flush_to_the_last, fork, nearly_start, run_child, touched, wait, wait_ok,
-    wait_until,
+    KIB, MIB, exit_now, flush_to_the_last, fork, nearly_start, run_child, touched, under_load,
+    wait, wait_ok, wait_until,
 };
 use deferfree::DeferFree;
 
@@ -99,26 +99,9 @@ fn use_it() {
 /// Runs `body` while one thread pushes large blocks, one frees in bursts, and one hands values over.
 ///
 /// They stay inside what mimalloc has mapped already, see `under_churn` in `fork.rs`.
-fn under_churn(body: impl FnOnce() + Send) {
-    let done = AtomicBool::new(false);
-    let rounds = AtomicUsize::new(0);
+fn under_churn(body: impl FnOnce()) {
     drop((0..100).map(|_| Vec::<u8>::with_capacity(MIB)).collect::<Vec<_>>());
-    thread::scope(|scope| {
-        let works: [fn(); 3] = [push, || burst(1500), || deferfree::later(vec![vec![1; 8]; 50])];
-        for work in works {
-            let (done, rounds) = (&done, &rounds);
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    work();
-                    rounds.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 8);
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        done.store(true, Ordering::Relaxed);
-        assert!(result.is_ok());
-    });
+    under_load(&[&push, &|| burst(1500), &|| deferfree::later(vec![vec![1; 8]; 50])], body);
 }
 
 fn storm_child() {

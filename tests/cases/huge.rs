@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use common::{GIB, KIB, MIB, fork, rss, run_child, wait_ok, wait_until};
+use common::{GIB, KIB, MIB, ROOM, fork, rss, run_child, wait_ok, wait_until};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 pub(crate) fn main() -> ExitCode {
     /// Each case runs the function of its name in a child.

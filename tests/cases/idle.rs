@@ -7,7 +7,7 @@ use crate::common;
 
 use std::process::ExitCode;
 
-use common::{KIB, MIB, rss, run_child, sleep_ms, touched};
+use common::{KIB, MIB, rss, run_child, shuffle, sleep_ms, touched};
 use deferfree::DeferFree;
 
 #[global_allocator]
@@ -23,9 +23,7 @@ pub(crate) fn main() -> ExitCode {
         // By the time that the burst is seen to be one, the thread has freed some in each of its pages, of half a MiB each.
         Some("disorder") => returns(|| {
             let mut made = (0..20 * KIB + KIB / 2).map(|_| touched(12 * KIB)).collect::<Vec<_>>();
-            let n = made.len();
-            // A stride that has no divisor in common with the length.
-            (0..n).for_each(|i| made.swap(i, i * 7919 % n));
+            shuffle(&mut made);
             // No longer a young thread.
             sleep_ms(200);
             made

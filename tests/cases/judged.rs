@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::addresses::Addresses;
-use common::{drainers, run_child, wait_until};
+use common::{TINY, drainers, run_child, wait_until};
 use deferfree::{BurstStats, DeferFree};
 
 type Heap = DeferFree<&'static Addresses>;
@@ -66,6 +66,8 @@ const SMALL: Layout = Layout::new::<[u64; 6]>();
 /// Frees in a row within which a burst has begun, and has been judged. It begins with the third one that looks,
 /// which one in 64 does by chance: that it has not within so many happens once in ten million times.
 const BEGUN: usize = 1500;
+/// Blocks of a burst, most of which are deferred.
+const MANY: usize = if TINY { 5000 } else { 50_000 };
 /// Blocks that are judged.
 const JUDGED: usize = 128;
 
@@ -125,10 +127,10 @@ fn pairs() {
 fn cold() {
     let (heap, book) = heap(true);
     for round in 1..=5 {
-        frees(heap, allocs(heap, 50_000));
+        frees(heap, allocs(heap, MANY));
         wait_until("all are freed", || book.n_live() == 0);
         let bursts = bursts(heap);
-        assert!(bursts.deferred.blocks > round * (50_000 - BEGUN as u64), "{bursts:?}");
+        assert!(bursts.deferred.blocks > round * (MANY - BEGUN) as u64, "{bursts:?}");
         assert_eq!((bursts.deferred_bursts, bursts.hot_bursts), (round, 0), "{bursts:?}");
         assert_eq!(book.n_touched() as u64, round * JUDGED as u64);
     }
@@ -173,7 +175,7 @@ fn turns_cold() {
         assert!(book.n_touched() > 0 || n_freed < BEGUN);
     }
     let bursts = bursts(heap);
-    assert!(bursts.deferred.blocks > 50_000, "{bursts:?}");
+    assert!(bursts.deferred.blocks > MANY as u64, "{bursts:?}");
     assert_eq!(bursts.deferred_bursts, 1, "{bursts:?}");
     nothing_is_left(heap, book);
 }
@@ -191,16 +193,18 @@ fn wait_in_a_burst(heap: &'static Heap, book: &'static Addresses, blocks: Vec<us
 /// They do not end it.
 fn allocations_now_and_then() {
     let (heap, book) = heap(true);
-    let (mut blocks, mut kept) = (allocs(heap, 70_000), Vec::new());
-    let rest = blocks.split_off(50_000);
+    // Together they are no more than can be written down.
+    let n_first = MANY - MANY / 5;
+    let (mut blocks, mut kept) = (allocs(heap, MANY), Vec::new());
+    let rest = blocks.split_off(n_first);
     let n_waiting = wait_in_a_burst(heap, book, blocks);
-    for some in rest.chunks(1000) {
+    for some in rest.chunks(MANY / 50) {
         kept.push(alloc(heap));
         frees(heap, some.to_vec());
     }
     let bursts = bursts(heap);
     // And the one that holds up the drainer.
-    assert_eq!(bursts.deferred.blocks, 1 + n_waiting + 20_000, "{bursts:?}");
+    assert_eq!(bursts.deferred.blocks, 1 + n_waiting + (MANY - n_first) as u64, "{bursts:?}");
     assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (0, 0), "{bursts:?}");
     frees(heap, kept);
     book.let_go();
@@ -210,9 +214,10 @@ fn allocations_now_and_then() {
 /// While a burst's blocks wait, the thread's pairs go straight to the allocator after the first few.
 fn pairs_inside_a_burst() {
     let (heap, book) = heap(true);
-    let blocks = allocs(heap, 1_000_000);
-    let n_waiting = wait_in_a_burst(heap, book, blocks);
-    (0..1000).for_each(|_| free(heap, alloc(heap)));
+    // Not one for 64 blocks that wait.
+    const PAIRS: usize = if TINY { 50 } else { 1000 };
+    let n_waiting = wait_in_a_burst(heap, book, allocs(heap, 100 * PAIRS));
+    (0..PAIRS).for_each(|_| free(heap, alloc(heap)));
     let bursts = bursts(heap);
     assert!(bursts.deferred.blocks < 1 + n_waiting + 32, "{bursts:?}");
     assert_eq!(bursts.paid_back.blocks, 0, "{bursts:?}");
@@ -238,7 +243,7 @@ fn at_work_now_and_then() {
 /// A thread that allocates as if to build anew has its own back, one that allocates a little has not.
 fn taken_back() {
     let (heap, book) = heap(true);
-    let blocks = allocs(heap, 20_000);
+    let blocks = allocs(heap, MANY);
     let n_waiting = wait_in_a_burst(heap, book, blocks);
     let mut kept = allocs(heap, n_waiting as usize / 1000);
     assert_eq!(bursts(heap).paid_back.blocks, 0);
@@ -255,7 +260,7 @@ fn taken_back() {
 /// The drainer has taken the log when the thread wants the memory: nothing to be had, but the burst was wasted.
 fn wanted_while_drained() {
     let (heap, book) = heap(true);
-    let blocks = allocs(heap, 20_000);
+    let blocks = allocs(heap, MANY);
     book.hold_next();
     frees(heap, blocks);
     book.wait_until_held();
@@ -277,7 +282,6 @@ fn burst_in_a_row(heap: &Heap) -> u64 {
 /// After a burst that was wasted the next eight are freed at once, after the second one sixty-four.
 fn skipped() {
     let (heap, book) = heap(true);
-    book.hold_drainer(heap, SMALL);
     let in_a_row = |n: usize| (0..n).map(|_| burst_in_a_row(heap)).collect::<Vec<_>>();
     // A thread that is interrupted for a millisecond counts as one that rests, and is forgiven.
     let as_expected = || {
@@ -289,10 +293,15 @@ fn skipped() {
             && now.skipped_bursts - before.skipped_bursts == 8 + 64
             && now.wasted_bursts - before.wasted_bursts == 2
     };
-    let mut tries =
-        (0..20).map(|_| thread::scope(|scope| scope.spawn(as_expected).join().unwrap()));
+    let mut tries = (0..20).map(|_| {
+        book.hold_drainer(heap, SMALL);
+        let expected = thread::scope(|scope| scope.spawn(as_expected).join().unwrap());
+        // What the thread has left is freed before the next one comes.
+        book.let_go();
+        heap.flush();
+        expected
+    });
     assert!(tries.any(|expected| expected), "{:?}", bursts(heap));
-    book.let_go();
     nothing_is_left(heap, book);
 }
 
@@ -344,10 +353,10 @@ fn one_cpu() {
 fn one_cpu_child() {
     common::use_one_cpu();
     let (heap, book) = heap(true);
-    frees(heap, allocs(heap, 50_000));
+    frees(heap, allocs(heap, MANY));
     let deferred = bursts(heap).deferred.blocks;
     if heap.config().burst.is_some() {
-        assert!(deferred > 40_000, "{deferred}");
+        assert!(deferred > (MANY - BEGUN) as u64, "{deferred}");
     } else {
         assert_eq!((deferred, drainers()), (0, Vec::new()));
         let blocks = allocs(heap, 100);

@@ -6,14 +6,17 @@
 
 use crate::common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::tracking::Tracking;
-use common::{KIB, MIB, nearly_start, nearly_started, run_child, sleep_ms, wait_until};
+use common::{
+    KIB, MIB, nearly_start, nearly_started, on_system, run_child, shuffle, sleep_ms,
+    to_be_deferred, wait_until,
+};
 use deferfree::{Backing, DeferFree};
 
 pub(crate) fn main() -> ExitCode {
@@ -174,24 +177,16 @@ thread_local! {
     static IS_DRAINER: Cell<bool> = const { Cell::new(false) };
 }
 
-// SAFETY: the system's allocator.
-unsafe impl GlobalAlloc for HeldUp {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's layout.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        if IS_DRAINER.get() {
-            N_HELD.fetch_add(1, Ordering::SeqCst);
-            while HOLD.load(Ordering::SeqCst) {
-                sleep_ms(1);
-            }
+fn hold_up_drainer(_: Layout) {
+    if IS_DRAINER.get() {
+        N_HELD.fetch_add(1, Ordering::SeqCst);
+        while HOLD.load(Ordering::SeqCst) {
+            sleep_ms(1);
         }
-        // SAFETY: the caller's block.
-        unsafe { System.dealloc(ptr, layout) };
     }
 }
+
+on_system!(HeldUp, hold_up_drainer);
 
 // SAFETY: as for `System`.
 unsafe impl Backing for HeldUp {
@@ -208,7 +203,7 @@ fn drainer_held_up() {
         // SAFETY: a valid layout; each is freed once, as allocated.
         unsafe {
             let mut blocks: Vec<*mut u8> = (0..n).map(|_| HEAP.alloc(layout(size))).collect();
-            (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+            shuffle(&mut blocks);
             blocks.into_iter().for_each(|block| HEAP.dealloc(block, layout(size)));
         }
     };
@@ -244,9 +239,9 @@ fn odd_sizes() {
     for _ in 0..10 {
         // SAFETY: valid layouts; each is freed once, as allocated.
         unsafe {
-            let n = 20_001;
-            let mut blocks: Vec<_> = (0..n).map(|i| (heap.alloc(sized(i)), sized(i))).collect();
-            (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+            let mut blocks: Vec<_> =
+                (0..20_001).map(|i| (heap.alloc(sized(i)), sized(i))).collect();
+            shuffle(&mut blocks);
             blocks.into_iter().for_each(|(block, layout)| heap.dealloc(block, layout));
             heap.flush();
             let block = heap.alloc(layout(MIB));
@@ -257,7 +252,7 @@ fn odd_sizes() {
     }
     let bursts = heap.stats().bursts;
     // An allocator may have blocks of different sizes lie too far apart.
-    let n_small = bursts.deferred.blocks + bursts.out_of_reach_blocks;
+    let n_small = to_be_deferred(&bursts) + bursts.out_of_reach_blocks;
     assert!(bursts.deferred.blocks > 1000 && n_small == 10 * 20_001, "{bursts:?}");
     assert_eq!(bursts.over_bound_blocks, 0, "{bursts:?}");
     heap.flush();

@@ -19,13 +19,13 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    GIB, KIB, MIB, limit_address_space, nearly_start, nearly_started, run_child, touched,
+    GIB, KIB, MIB, ROOM, limit_address_space, nearly_start, nearly_started, run_child, touched,
     wait_until,
 };
 use deferfree::DeferFree;
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 pub(crate) fn main() -> ExitCode {
     match common::child_case().as_deref() {
@@ -337,7 +337,7 @@ fn small_blocks_under_a_limit_child() {
 
 /// The blocks that wait are another allocator's than the one that needs memory.
 fn small_blocks_of_another_allocator_child() {
-    static OTHER: DeferFree = DeferFree::new();
+    static OTHER: DeferFree = DeferFree::new().max_pending(ROOM);
     drop(black_box((0..20).map(|_| Vec::<u8>::with_capacity(MIB)).collect::<Vec<_>>()));
     // It is the first one, and has nothing to give.
     assert!(GLOBAL.stats().drainer_running);

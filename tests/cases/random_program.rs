@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::content::{Block, Choices, Shadow, Worker};
-use common::{KIB, MIB, Mutex, fork, nearly_start, run_child, sleep_ms, wait_ok, wait_until};
+use common::{KIB, MIB, Mutex, fork, run_child, sleep_ms, start, wait_ok, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc, defer_scope};
 
 /// The first allocator, which defers small blocks, too. Not the global one: the tests' own books are not part of it.
@@ -107,8 +107,7 @@ struct Place<'a, B: Backing> {
 fn program<B: Backing>(heap: &DeferFree<B>, backing: B, inherits: bool) {
     let mut choices = Choices::Seeded(variable("SEED").unwrap());
     // It is the one that defers small blocks, and not an allocator that comes and goes.
-    nearly_start(heap);
-    nearly_start(heap);
+    start(heap);
     assert!(heap.stats().drainer_running);
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     let deadline = Instant::now() + PROGRAM;
@@ -215,8 +214,7 @@ fn fork_off<B: Backing>(place: Place<'_, B>, worker: &mut Worker<'_, B>) {
         worker.finish();
         new_worker(place, 1).finish();
         assert!(shadow.is_empty());
-        nearly_start(place.heap);
-        nearly_start(place.heap);
+        start(place.heap);
         assert!(place.heap.stats().drainer_running);
         settled(place.heap);
     });

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, drainers, flush_to_the_last, run_child, sleep_ms, task_status, threads,
+    KIB, MIB, drainers, flush_to_the_last, run_child, shuffle, sleep_ms, task_status, threads,
     threads_named, touched, use_one_cpu, wait_until,
 };
 use deferfree::DeferFree;
@@ -69,7 +69,7 @@ fn work(rounds: usize) {
         }
         if round % 10 == 0 {
             let mut blocks: Vec<_> = (0..2000).map(|n| Box::new([n; 6])).collect();
-            (0..2000).for_each(|i| blocks.swap(i, i * 7919 % 2000));
+            shuffle(&mut blocks);
             drop(black_box(blocks));
         }
     }

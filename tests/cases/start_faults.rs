@@ -7,7 +7,7 @@
 
 use crate::common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::CString;
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -17,7 +17,7 @@ use std::thread;
 use common::tracking::Tracking;
 use common::{
     KIB, MIB, command, drainers, finish, flush_to_the_last, fork, library_that_calls, nearly_start,
-    refuse_calls, run_child, touched, wait_ok, wait_until,
+    on_system, refuse_calls, run_child, shuffle, touched, wait_ok, wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -133,10 +133,7 @@ fn first_bursts_at_once_child() {
     let all: Vec<Vec<Box<[u64; 6]>>> = (0..N)
         .map(|_| {
             let mut blocks: Vec<_> = (0..1000).map(|n| Box::new([n; 6])).collect();
-            // Not in the order in which they lie.
-            for i in 0..blocks.len() {
-                blocks.swap(i, i * 7919 % 1000);
-            }
+            shuffle(&mut blocks);
             blocks
         })
         .collect();
@@ -211,18 +208,7 @@ fn use_heap() {
     N_INSIDE.fetch_add(1, Ordering::SeqCst);
 }
 
-// SAFETY: the system's allocator.
-unsafe impl GlobalAlloc for Reentrant {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's layout.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's block.
-        unsafe { System.dealloc(ptr, layout) };
-    }
-}
+on_system!(Reentrant);
 
 // SAFETY: as for `System`.
 unsafe impl Backing for Reentrant {
@@ -258,18 +244,7 @@ struct Counting;
 
 static N_DRAINERS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all blocks are the system's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(ptr, layout) };
-    }
-}
+on_system!(Counting);
 
 // SAFETY: as `System` is one.
 unsafe impl Backing for Counting {

@@ -13,16 +13,16 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, nearly_start, run_child, sleep_ms, wait_until};
+use common::{KIB, MIB, ROOM, TINY, nearly_start, run_child, sleep_ms, wait_until};
 use deferfree::{DeferFree, Stats, Tally};
 use serde_json::Value;
-use taken_apart::{FATES, SECS, blocks, check_work, directory, line, to_json, work};
+use taken_apart::{FATES, ROUNDS, SECS, blocks, check_work, churn, directory, line, to_json, work};
 
 #[global_allocator]
-static GLOBAL: DeferFree = DeferFree::new();
+static GLOBAL: DeferFree = DeferFree::new().max_pending(ROOM);
 
 pub(crate) fn main() -> ExitCode {
     match common::child_case().as_deref() {
@@ -227,16 +227,6 @@ fn times_child() {
     }
 }
 
-static ROUNDS: AtomicU64 = AtomicU64::new(0);
-
-fn churn() {
-    for size in [256 * KIB, 300 * KIB, MIB] {
-        let blocks: Vec<_> = (0..8).map(|_| Vec::<u8>::with_capacity(size)).collect();
-        drop(black_box(blocks));
-    }
-    ROUNDS.fetch_add(1, Ordering::Relaxed);
-}
-
 fn adds_up_at_all_times() {
     run_child("adds_up", &[("DEFERFREE_DELAY", "4ms")], SECS).expect_clean();
 }
@@ -284,17 +274,20 @@ fn adds_up_child() {
     assert!(end.drainer_cpu_ns > 0);
 }
 
+/// Blocks that are deferred at the same time.
+const N: u64 = if TINY { 2000 } else { 20_000 };
+
 /// Small blocks that were deferred are in the report, and nowhere else.
 fn bursts() {
     let (_, report) = to_json("bursts", "bursts", &[("DEFERFREE_BURST", "off")]);
     let burst = &report["bursts"];
-    assert_eq!(blocks(burst, "deferred"), 20_010, "{report}");
+    assert_eq!(blocks(burst, "deferred"), N + 10, "{report}");
     let bytes = |name: &str| burst[name]["bytes"].as_u64().unwrap();
     let gone = blocks(burst, "drained") + blocks(burst, "paid_back");
     assert_eq!(bytes("drained") + bytes("paid_back"), 300 * gone, "{report}");
-    assert_eq!(blocks(burst, "pending"), 20_010 - gone, "{report}");
+    assert_eq!(blocks(burst, "pending"), N + 10 - gone, "{report}");
     // The last ones came just before the exit.
-    assert!((20_000..=20_010).contains(&gone), "{report}");
+    assert!((N..=N + 10).contains(&gone), "{report}");
     for name in ["deferred_bursts", "hot_bursts", "wasted_bursts", "skipped_bursts"] {
         assert_eq!(burst[name], 0, "nothing was judged: {report}");
     }
@@ -304,19 +297,19 @@ fn bursts() {
     let (bursts, rest) = table.split_once("small blocks in bursts").unwrap();
     assert_eq!(line(bursts, "deferred"), "0", "{table}");
     let first = |name| line(rest, name).split_whitespace().next().unwrap().parse::<u64>().unwrap();
-    assert_eq!(first("deferred"), 20_010, "{table}");
+    assert_eq!(first("deferred"), N + 10, "{table}");
     assert!(first("waiting") <= 10, "{table}");
 }
 
 fn bursts_child() {
-    let mut blocks: Vec<_> = (0..20_010).map(|_| Some(Box::new([1u8; 300]))).collect();
+    let mut blocks: Vec<_> = (0..N + 10).map(|_| Some(Box::new([1u8; 300]))).collect();
     let mut free = |from, to| {
         let _scope = deferfree::defer_scope();
-        (from..to).for_each(|i| blocks[i] = None);
+        (from..to).for_each(|i| blocks[i as usize] = None);
     };
-    free(0, 20_000);
+    free(0, N);
     GLOBAL.flush();
-    free(20_000, 20_010);
+    free(N, N + 10);
 }
 
 /// Blocks whose free unmaps them are released by system calls of 4 MiB at most.

@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KIB, MIB, flush_to_the_last, rss, run_child, sleep_ms};
+use common::{KIB, MIB, flush_to_the_last, rss, run_child, shuffle, sleep_ms};
 use deferfree::DeferFree;
 
 const BOUND: usize = 64 * MIB;
@@ -101,7 +101,7 @@ fn producer_faster_than_the_drainer(done: &AtomicBool) {
                     let blocks: Vec<Vec<u8>> = (0..16).map(|_| vec![1; size]).collect();
                     drop(blocks);
                     let mut small: Vec<_> = (0..4000).map(|n| Box::new([n; 12])).collect();
-                    (0..4000).for_each(|i| small.swap(i, random.next() % 4000));
+                    shuffle(&mut small);
                     drop(small);
                 }
             });

@@ -18,7 +18,7 @@ use std::thread;
 
 use common::addresses::Addresses;
 use common::tracking::Tracking;
-use common::{MIB, drainers, run_child, wait_until};
+use common::{MIB, drainers, run_child, shuffle, to_be_deferred, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 pub(crate) fn main() -> ExitCode {
@@ -82,9 +82,7 @@ fn drop_many<B: Backing>(heap: &DeferFree<B>, n_blocks: usize) {
     // SAFETY: a valid layout; each is freed once, as allocated.
     unsafe {
         let mut blocks: Vec<*mut u8> = (0..n_blocks).map(|_| heap.alloc(SMALL)).collect();
-        for i in 0..n_blocks {
-            blocks.swap(i, i * 7919 % n_blocks);
-        }
+        shuffle(&mut blocks);
         blocks.into_iter().for_each(|block| heap.dealloc(block, SMALL));
     }
 }
@@ -142,7 +140,12 @@ fn addresses() -> (&'static DeferFree<&'static Addresses>, &'static Addresses) {
 }
 
 fn deferred<B: Backing>(heap: &DeferFree<B>) -> usize {
-    heap.stats().bursts.deferred.blocks as usize
+    to_be_deferred(&heap.stats().bursts) as usize
+}
+
+/// In a tiny run that may happen.
+fn freed_at_once<B: Backing>(heap: &DeferFree<B>) -> usize {
+    deferred(heap) - heap.stats().bursts.deferred.blocks as usize
 }
 
 /// That many have been deferred in all. The count may be off while the drainer takes the log of a thread that ended.
@@ -160,7 +163,7 @@ fn one_after_another() {
         have_been_deferred(heap, n * 3000);
     }
     wait_until("all blocks are freed", || book.n_live() == 0);
-    assert_eq!(book.n_freed_by_drainer(), 500 * 3000);
+    assert_eq!(book.n_freed_by_drainer() + freed_at_once(heap), 500 * 3000);
 }
 
 /// They all hold a log at the same time, and end at the same time.
@@ -181,7 +184,7 @@ fn all_at_once() {
         have_been_deferred(heap, 1 + round * THREADS * 1500);
         wait_until("all blocks are freed", || book.n_live() == 0);
     }
-    assert_eq!(heap.stats().bursts.no_chunk_blocks, 0);
+    assert_eq!(heap.stats().bursts.no_chunk_blocks as usize, freed_at_once(heap));
 }
 
 /// Threads whose logs are empty when they end, the last chunk half full: more of them than there are chunks.

@@ -9,7 +9,7 @@
 
 use crate::common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{KIB, MIB, fork, rss, run_child, sleep_ms, wait_ok, wait_until};
+use common::{KIB, MIB, TINY, fork, on_system, rss, run_child, sleep_ms, wait_ok, wait_until};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
@@ -67,18 +67,7 @@ static N_RESTS: AtomicUsize = AtomicUsize::new(0);
 /// How long it takes over that.
 static TAKES_MS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: the system's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(ptr, layout) };
-    }
-}
+on_system!(Counting);
 
 // SAFETY: as for the system's.
 unsafe impl Backing for Counting {
@@ -162,14 +151,15 @@ fn off() {
 
 /// What a thread has written down is freed by the drainer, not by the thread on its way to rest.
 fn written_down() {
+    const N: u64 = if TINY { 5000 } else { 20_000 };
     for round in 1..=3 {
-        let blocks: Vec<_> = (0..20_000).map(|i| Box::new([i; 4])).collect();
+        let blocks: Vec<_> = (0..N).map(|i| Box::new([i; 4])).collect();
         // In order, they would be found to be hot.
         drop(black_box(blocks));
         GLOBAL.thread_idle();
         wait_until("the drainer has freed them", || GLOBAL.stats().bursts.pending.blocks == 0);
         let bursts = GLOBAL.stats().bursts;
-        assert!(bursts.deferred.blocks >= round * 20_000, "{bursts:?}");
+        assert!(bursts.deferred.blocks >= round * N, "{bursts:?}");
         assert_eq!(bursts.paid_back.blocks, 0, "{bursts:?}");
         sleep_ms(20);
     }

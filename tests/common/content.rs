@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use deferfree::{Backing, DeferFree};
 
-use super::Mutex;
+use super::{Mutex, shuffle};
 
 const MIB: usize = 1 << 20;
 
@@ -276,7 +276,7 @@ impl<'a, B: Backing> Worker<'a, B> {
             self.keep(ptr, layout);
         }
         let mut blocks = self.held.split_off(first);
-        (0..n).for_each(|i| blocks.swap(i, i * 7919 % n));
+        shuffle(&mut blocks);
         let _scope = (self.choices.below(2) == 0).then(deferfree::defer_scope);
         blocks.into_iter().for_each(|block| self.free_block(block));
     }

@@ -1,5 +1,7 @@
 //! What tests ask of Linux, most of it by way of `/proc`.
 
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
@@ -141,6 +143,34 @@ pub(crate) fn refuse_calls(calls: &[libc::c_long], errno: i32) {
         let set = libc::syscall(libc::SYS_seccomp, mode, all, &raw const program);
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
     }
+}
+
+/// Standard error closed, full, and a pipe that nobody reads: for a child.
+pub(crate) const SPOIL_STDERR: [fn(&mut Command); 3] = [close_stderr, fill_stderr, leave_stderr];
+
+fn close_stderr(command: &mut Command) {
+    // SAFETY: `close` is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::close(2);
+            Ok(())
+        });
+    }
+}
+
+fn fill_stderr(command: &mut Command) {
+    command.stderr(File::options().write(true).open("/dev/full").unwrap());
+}
+
+fn leave_stderr(command: &mut Command) {
+    let mut ends = [0; 2];
+    // SAFETY: two new descriptors are written to `ends`, each owned once.
+    let (reader, writer) = unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    drop(reader);
+    command.stderr(writer);
 }
 
 /// From now on this process may map so many bytes more than it has; `usize::MAX` for any number.

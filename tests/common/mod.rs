@@ -2,11 +2,14 @@
 //! an allocator that keeps books.
 
 // Each test file uses a part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 #[cfg(any(target_os = "linux", windows))]
 pub(crate) mod addresses;
 pub(crate) mod content;
+mod limits;
+mod on_system;
+mod shuffle;
 pub(crate) mod tracking;
 
 /// A mutex that the thread sanitizer sees through, as it is compiled together with the tests: std's is
@@ -17,12 +20,16 @@ pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
 mod other;
+pub(crate) use limits::*;
+pub(crate) use on_system::on_system;
 pub(crate) use other::*;
+pub(crate) use shuffle::shuffle;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,6 +64,10 @@ pub(crate) fn run(tests: &[(&str, fn())]) -> ExitCode {
             println!("{name}: test");
             continue;
         }
+        if let Some(reason) = not_in_a_tiny_run(name) {
+            println!("test {name} ... left out: {reason}");
+            continue;
+        }
         let start = Instant::now();
         let passed = std::panic::catch_unwind(test).is_ok();
         let verdict = if passed { "ok" } else { "FAILED" };
@@ -70,6 +81,15 @@ pub(crate) fn run(tests: &[(&str, fn())]) -> ExitCode {
     }
     println!("failed: {}", failed.join(", "));
     ExitCode::from(101)
+}
+
+/// Why this program's test of that name is left out, if it is.
+fn not_in_a_tiny_run(test: &str) -> Option<&'static str> {
+    let program = std::env::current_exe().unwrap();
+    // "start-f564a809a333d12c".
+    let program = program.file_stem().unwrap().to_str().unwrap().rsplit_once('-').unwrap().0;
+    let left_out = NOT_TINY.iter().find(|entry| (entry.0, entry.1) == (program, test));
+    left_out.filter(|_| TINY).map(|entry| entry.2)
 }
 
 /// In place of the cases, on a system that they are not written for: with forks, signals, limits, filters of system calls
@@ -201,14 +221,22 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// As if the program had had all the large blocks that it may have before the drainer starts: the next one starts it.
 pub(crate) fn nearly_start(heap: &impl GlobalAlloc) {
-    // A byte less than `START_BYTES` of the crate.
-    let layout = Layout::from_size_align(16 * MIB - 1, 8).unwrap();
+    let Some(bytes) = START_BYTES.checked_sub(1) else { return };
+    let layout = Layout::from_size_align(bytes, 8).unwrap();
     // SAFETY: a valid layout; freed as allocated.
     unsafe {
         let block = heap.alloc(layout);
         assert!(!block.is_null());
         heap.dealloc(block, layout);
     }
+}
+
+/// Starts the drainer.
+pub(crate) fn start(heap: &impl GlobalAlloc) {
+    nearly_start(heap);
+    let layout = Layout::new::<[u8; MIB]>();
+    // SAFETY: a valid layout; freed as allocated.
+    unsafe { heap.dealloc(heap.alloc(layout), layout) };
 }
 
 /// See `nearly_start`.
@@ -225,6 +253,26 @@ pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFr
     wait_until("no small block waits", || {
         heap.flush();
         heap.stats().bursts.pending.blocks == 0
+    });
+}
+
+/// Runs `body` while a thread for each of `works` does it over and over.
+pub(crate) fn under_load(works: &[&(dyn Fn() + Sync)], body: impl FnOnce()) {
+    let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for work in works {
+            let (done, rounds) = (&done, &rounds);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    work();
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 2 * works.len());
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        done.store(true, Ordering::Relaxed);
+        assert!(result.is_ok());
     });
 }
 

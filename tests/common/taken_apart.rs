@@ -4,12 +4,14 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use deferfree::DeferFree;
 use serde_json::Value;
 
-use super::common::{MIB, Output, command, finish, nearly_start, touched};
+use super::common::{KIB, MIB, Output, command, finish, nearly_start, touched};
 
 pub(crate) const SECS: u64 = 30;
 
@@ -22,6 +24,18 @@ pub(crate) fn work(global: &DeferFree) {
     drop(six);
     drop(other);
     global.flush();
+}
+
+/// Rounds of `churn`.
+pub(crate) static ROUNDS: AtomicU64 = AtomicU64::new(0);
+
+/// A round of large blocks, for threads that are to be busy.
+pub(crate) fn churn() {
+    for size in [256 * KIB, 300 * KIB, MIB] {
+        let blocks: Vec<_> = (0..8).map(|_| Vec::<u8>::with_capacity(size)).collect();
+        drop(black_box(blocks));
+    }
+    ROUNDS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// What `work` makes of them: blocks handed over, and all that happened to them.
