@@ -4,7 +4,7 @@
 //! The blocks are addresses of which the test says what it costs to touch them, and the drainer is held up where it
 //! must not be faster than the thread. Each case in a child process under a watchdog.
 //!
-//! Seen to fail:
+//! Seen to fail: where no burst is skipped, `skipped` and `forgiven`; with all blocks taken for cold, `hot` and `forgiven`.
 
 use crate::common;
 
