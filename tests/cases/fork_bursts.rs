@@ -3,7 +3,7 @@
 //!
 //! All frees are deferred. The backing keeps books, which the child inherits as well.
 //!
-//! Seen to fail:
+//! Seen to fail: see `README.md`.
 
 use crate::common;
 

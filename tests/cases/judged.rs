@@ -4,7 +4,7 @@
 //! The blocks are addresses of which the test says what it costs to touch them, and the drainer is held up where it
 //! must not be faster than the thread. Each case in a child process under a watchdog.
 //!
-//! Seen to fail:
+//! Seen to fail: where no burst is skipped, `skipped` and `forgiven`; with all blocks taken for cold, `hot` and `forgiven`.
 
 use crate::common;
 
@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::addresses::Addresses;
-use common::{TINY, drainers, run_child, wait_until};
+use common::{TINY, drainers, rounds, run_child, wait_until};
 use deferfree::{BurstStats, DeferFree};
 
 type Heap = DeferFree<&'static Addresses>;
@@ -66,8 +66,8 @@ const SMALL: Layout = Layout::new::<[u64; 6]>();
 /// Frees in a row within which a burst has begun, and has been judged. It begins with the third one that looks,
 /// which one in 64 does by chance: that it has not within so many happens once in ten million times.
 const BEGUN: usize = 1500;
-/// Blocks of a burst, most of which are deferred.
-const MANY: usize = if TINY { 5000 } else { 50_000 };
+/// Blocks of a burst, most of which are deferred. All chunks have room for them, and for as many that the drainer sorts.
+const MANY: usize = if TINY { 3000 } else { 50_000 };
 /// Blocks that are judged.
 const JUDGED: usize = 128;
 
@@ -293,7 +293,8 @@ fn skipped() {
             && now.skipped_bursts - before.skipped_bursts == 8 + 64
             && now.wasted_bursts - before.wasted_bursts == 2
     };
-    let mut tries = (0..20).map(|_| {
+    // On a busy machine that is so in most tries.
+    let mut tries = rounds(400).map(|_| {
         book.hold_drainer(heap, SMALL);
         let expected = thread::scope(|scope| scope.spawn(as_expected).join().unwrap());
         // What the thread has left is freed before the next one comes.

@@ -45,9 +45,12 @@ pub(crate) fn main() -> ExitCode {
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
-                ("allocates_nothing", || run_child("allocates_nothing", &[], 20).expect_clean()),
+                ("allocates_nothing", || {
+                    run_child("allocates_nothing", &[("DEFERFREE_BURST", "128")], 20).expect_clean()
+                }),
                 ("list_of_two_chunks", || {
-                    let runs = || run_child("list_of_two_chunks", &[], 60);
+                    let runs =
+                        || run_child("list_of_two_chunks", &[("DEFERFREE_BURST", "128")], 60);
                     let told =
                         |output: &common::Output| output.status.code() != Some(TELLS_NOTHING);
                     let output = (0..10).map(|_| runs()).find(told);

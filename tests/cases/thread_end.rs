@@ -4,7 +4,7 @@
 //!
 //! Every free is deferred, but for those after a thread's end has begun.
 //!
-//! Seen to fail:
+//! Seen to fail: see `README.md`.
 
 use crate::common;
 
