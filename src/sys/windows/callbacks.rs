@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use windows_sys::Win32::System::SystemServices::{DLL_PROCESS_DETACH, DLL_THREAD_DETACH};
-use windows_sys::Win32::System::Threading::{TlsAlloc, TlsSetValue};
+use windows_sys::Win32::System::Threading::{TlsAlloc, TlsFree, TlsSetValue};
 
 type Callback = unsafe extern "system" fn(*mut c_void, u32, *mut c_void);
 
@@ -132,19 +132,23 @@ pub(crate) fn at_thread_exit(
     handler: unsafe extern "C" fn(*mut c_void),
     word: *mut c_void,
 ) -> bool {
+    // Relaxed: each thread that has a word has stored this itself.
+    HANDLER.store((handler as *const ()).cast_mut(), Ordering::Relaxed);
     let mut index = INDEX.load(Ordering::Relaxed);
     if index == 0 {
         be_called();
-        HANDLER.store((handler as *const ()).cast_mut(), Ordering::Relaxed);
         // SAFETY: may be called at any time.
-        let new = match unsafe { TlsAlloc() } {
-            // Or `TLS_OUT_OF_INDEXES`. It is not given back: a program that has used so many up has lost little by it.
-            IN_BLOCK.. => NONE_LEFT,
-            new => new + 1,
+        let made = unsafe { TlsAlloc() };
+        // `TLS_OUT_OF_INDEXES` is the largest number.
+        let new = if made < IN_BLOCK { made + 1 } else { NONE_LEFT };
+        index = match INDEX.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => new,
+            Err(theirs) => theirs,
         };
-        index = INDEX
-            .compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed)
-            .map_or_else(|theirs| theirs, |_| new);
+        if index != made.wrapping_add(1) {
+            // SAFETY: an index that nobody has used, or none at all, which is refused.
+            unsafe { TlsFree(made) };
+        }
     }
     // SAFETY: an index that is never given back.
     index != NONE_LEFT && unsafe { TlsSetValue(index - 1, word) != 0 }
