@@ -89,11 +89,15 @@ unsafe fn name_of(thread: u32) -> String {
     // SAFETY: a handle that is closed once; a text that ends with a zero, which is ours to free.
     unsafe {
         let thread = OpenThread(THREAD_QUERY_LIMITED_INFORMATION, 0, thread);
-        let mut name = ptr::null_mut();
-        if thread.is_null() || GetThreadDescription(thread, &mut name) < 0 {
+        if thread.is_null() {
             return String::new();
         }
+        let mut name = ptr::null_mut();
+        let result = GetThreadDescription(thread, &mut name);
         CloseHandle(thread);
+        if result < 0 {
+            return String::new();
+        }
         let len = (0..).take_while(|&i| *name.add(i) != 0).count();
         let text = String::from_utf16_lossy(slice::from_raw_parts(name, len));
         LocalFree(name.cast());

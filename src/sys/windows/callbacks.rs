@@ -51,16 +51,18 @@ unsafe extern "C" {
 /// In the order in which they were registered: one is the lifecycle's, one the report's.
 static AT_EXIT: [AtomicPtr<()>; 4] = [const { AtomicPtr::new(ptr::null_mut()) }; 4];
 
-/// False when there is no room for another one.
+/// False when there is no room for another one. What is registered by several threads at once runs once.
 pub(crate) fn at_exit(handler: extern "C" fn()) -> bool {
     be_called();
     let new = (handler as *const ()).cast_mut();
     // Relaxed, here and below: functions are there from the start.
-    let exchange = |place: &AtomicPtr<()>| {
-        place.compare_exchange(ptr::null_mut(), new, Ordering::Relaxed, Ordering::Relaxed)
+    let is_in = |place: &AtomicPtr<()>| {
+        place
+            .compare_exchange(ptr::null_mut(), new, Ordering::Relaxed, Ordering::Relaxed)
+            .map_or_else(|theirs| theirs == new, |_| true)
     };
     // SAFETY: a function that stays for as long as this crate is loaded.
-    AT_EXIT.iter().any(|place| exchange(place).is_ok()) && unsafe { atexit(exit_once) == 0 }
+    AT_EXIT.iter().any(is_in) && unsafe { atexit(exit_once) == 0 }
 }
 
 extern "C" fn exit_once() {
