@@ -12,8 +12,9 @@ use windows_sys::Win32::System::Diagnostics::ToolHelp::{
 use windows_sys::Win32::System::Memory::{MEM_COMMIT, MEM_RESERVE, PAGE_READWRITE, VirtualAlloc};
 use windows_sys::Win32::System::ProcessStatus::{K32GetProcessMemoryInfo, PROCESS_MEMORY_COUNTERS};
 use windows_sys::Win32::System::Threading::{
-    GetCurrentProcess, GetCurrentProcessId, GetProcessTimes, GetThreadDescription, OpenThread,
-    THREAD_QUERY_LIMITED_INFORMATION, TerminateProcess,
+    GetCurrentProcess, GetCurrentProcessId, GetProcessAffinityMask, GetProcessTimes,
+    GetThreadDescription, OpenThread, SetProcessAffinityMask, THREAD_QUERY_LIMITED_INFORMATION,
+    TerminateProcess,
 };
 
 pub(crate) fn set_apart(_: &mut Command) {}
@@ -125,6 +126,17 @@ pub(crate) fn cpu_time() -> Duration {
     let units =
         |time: FILETIME| u64::from(time.dwHighDateTime) << 32 | u64::from(time.dwLowDateTime);
     Duration::from_nanos((units(kernel) + units(user)) * 100)
+}
+
+/// The first of those that this process may use.
+pub(crate) fn use_one_cpu() {
+    let (mut cpus, mut of_system) = (0, 0);
+    // SAFETY: the process itself, and live variables.
+    unsafe {
+        assert_ne!(GetProcessAffinityMask(GetCurrentProcess(), &mut cpus, &mut of_system), 0);
+        let first = cpus & cpus.wrapping_neg();
+        assert_ne!(SetProcessAffinityMask(GetCurrentProcess(), first), 0);
+    }
 }
 
 /// The working set.
