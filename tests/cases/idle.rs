@@ -22,7 +22,7 @@ pub(crate) fn main() -> ExitCode {
         Some("medium_few") => returns(|| (0..1280).map(|_| touched(200 * KIB)).collect::<Vec<_>>()),
         // By the time that the burst is seen to be one, the thread has freed some in each of its pages, of half a MiB each.
         Some("disorder") => returns(|| {
-            let mut made = (0..20 * KIB + KIB / 2).map(|_| touched(12 * KIB)).collect::<Vec<_>>();
+            let mut made = (0..22 * KIB).map(|_| touched(12 * KIB)).collect::<Vec<_>>();
             shuffle(&mut made);
             // No longer a young thread.
             sleep_ms(200);

@@ -98,10 +98,8 @@ fn low_priority() {
     use_one_cpu();
     drop(touched(16 * MIB));
     wait_until("a drainer", || drainers().len() == 1);
-    let idle = priority(0);
-    // SAFETY: a thread of this process and a valid parameter.
-    let set = unsafe { libc::sched_setscheduler(drainers()[0], libc::SCHED_IDLE, &idle) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    let set = set_policy(drainers()[0], libc::SCHED_IDLE, 0);
+    assert!(set, "{}", std::io::Error::last_os_error());
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| work(1000));
@@ -113,23 +111,19 @@ fn low_priority() {
     nothing_is_left();
 }
 
-/// musl's structure has more fields than glibc's.
-fn priority(priority: i32) -> libc::sched_param {
-    // SAFETY: zeros are a valid value of all fields.
-    let mut parameter = unsafe { std::mem::zeroed::<libc::sched_param>() };
-    parameter.sched_priority = priority;
-    parameter
+/// By number, as musl's functions refuse. Thread 0 is the calling one.
+fn set_policy(tid: i32, policy: i32, priority: i32) -> bool {
+    // SAFETY: a system call on numbers and a live variable, which is all that the kernel's structure has.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, tid, policy, &raw const priority) == 0 }
 }
 
 /// Makes the calling thread one that is never preempted by others; false, said loudly, if that is refused.
 fn become_realtime() -> bool {
-    let highest = priority(50);
-    // SAFETY: the calling thread and a valid parameter.
-    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &highest) };
-    if set != 0 {
+    let set = set_policy(0, libc::SCHED_FIFO, 50);
+    if !set {
         println!("SKIPPED: no real-time priority ({})", std::io::Error::last_os_error());
     }
-    set == 0
+    set
 }
 
 /// It shares its classes with threads that it preempts in the middle of a push or a pop. It may wait for
@@ -244,7 +238,10 @@ fn signals() {
 fn manner(tid: i32) -> (i32, i32, String) {
     // SAFETY: system calls on numbers.
     let (policy, nice) = unsafe {
-        (libc::sched_getscheduler(tid), libc::getpriority(libc::PRIO_PROCESS, tid as libc::id_t))
+        (
+            libc::syscall(libc::SYS_sched_getscheduler, tid) as i32,
+            libc::getpriority(libc::PRIO_PROCESS, tid as _),
+        )
     };
     (policy, nice, task_status(tid, "Cpus_allowed_list"))
 }

@@ -12,8 +12,9 @@ use windows_sys::Win32::System::Diagnostics::ToolHelp::{
 use windows_sys::Win32::System::Memory::{MEM_COMMIT, MEM_RESERVE, PAGE_READWRITE, VirtualAlloc};
 use windows_sys::Win32::System::ProcessStatus::{K32GetProcessMemoryInfo, PROCESS_MEMORY_COUNTERS};
 use windows_sys::Win32::System::Threading::{
-    GetCurrentProcess, GetCurrentProcessId, GetProcessTimes, GetThreadDescription, OpenThread,
-    THREAD_QUERY_LIMITED_INFORMATION, TerminateProcess,
+    GetCurrentProcess, GetCurrentProcessId, GetProcessAffinityMask, GetProcessTimes,
+    GetThreadDescription, OpenThread, SetProcessAffinityMask, THREAD_QUERY_LIMITED_INFORMATION,
+    TerminateProcess,
 };
 
 pub(crate) fn set_apart(_: &mut Command) {}
@@ -89,11 +90,15 @@ unsafe fn name_of(thread: u32) -> String {
     // SAFETY: a handle that is closed once; a text that ends with a zero, which is ours to free.
     unsafe {
         let thread = OpenThread(THREAD_QUERY_LIMITED_INFORMATION, 0, thread);
-        let mut name = ptr::null_mut();
-        if thread.is_null() || GetThreadDescription(thread, &mut name) < 0 {
+        if thread.is_null() {
             return String::new();
         }
+        let mut name = ptr::null_mut();
+        let result = GetThreadDescription(thread, &mut name);
         CloseHandle(thread);
+        if result < 0 {
+            return String::new();
+        }
         let len = (0..).take_while(|&i| *name.add(i) != 0).count();
         let text = String::from_utf16_lossy(slice::from_raw_parts(name, len));
         LocalFree(name.cast());
@@ -121,6 +126,17 @@ pub(crate) fn cpu_time() -> Duration {
     let units =
         |time: FILETIME| u64::from(time.dwHighDateTime) << 32 | u64::from(time.dwLowDateTime);
     Duration::from_nanos((units(kernel) + units(user)) * 100)
+}
+
+/// The first of those that this process may use.
+pub(crate) fn use_one_cpu() {
+    let (mut cpus, mut of_system) = (0, 0);
+    // SAFETY: the process itself, and live variables.
+    unsafe {
+        assert_ne!(GetProcessAffinityMask(GetCurrentProcess(), &mut cpus, &mut of_system), 0);
+        let first = cpus & cpus.wrapping_neg();
+        assert_ne!(SetProcessAffinityMask(GetCurrentProcess(), first), 0);
+    }
 }
 
 /// The working set.

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Sleeps while `word` is `expected`, until it is woken, a signal comes, or the time is over.
 pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     let timeout = timeout.map(|timeout| libc::timespec {
-        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     });
     let timeout: *const libc::timespec = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);

@@ -8,6 +8,7 @@ mod program;
 mod thread;
 
 use std::mem::MaybeUninit;
+use std::ptr;
 
 use super::MemoryInUse;
 use super::unix::{clock_ns, machine_bytes};
@@ -76,9 +77,14 @@ pub(crate) fn thread_cpu_ns(clock: i32) -> Option<u64> {
     clock_ns(clock)
 }
 
-/// Takes back a signal of the set, which is blocked, if one waits for this thread.
-pub(super) fn take_signal(set: &libc::sigset_t) {
+/// Takes back a signal, which is blocked, if one waits for this thread.
+pub(super) fn take_signal(signal: libc::c_int) {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: live variables.
-    unsafe { libc::sigtimedwait(set, std::ptr::null_mut(), &at_once) };
+    // SAFETY: `sigemptyset` initialises the set; live variables.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal);
+        libc::sigtimedwait(set.as_ptr(), ptr::null_mut(), &at_once);
+    }
 }

@@ -1,5 +1,8 @@
 //! FreeBSD.
 
+#[path = "elf.rs"]
+mod elf;
+
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -7,7 +10,9 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use crate::sys::MemoryInUse;
-use crate::sys::unix::{clock_ns, machine_bytes, page_bytes};
+use crate::sys::unix::{clock_ns, page_bytes};
+
+pub(in crate::sys) use elf::is_in_program;
 
 /// Pages are zero when they are next read, or as they were.
 pub(super) const RELEASE: c_int = libc::MADV_FREE;
@@ -21,11 +26,6 @@ unsafe extern "C" {
 pub(in crate::sys) fn environment() -> *const *const libc::c_char {
     // SAFETY: a variable of the C library's.
     unsafe { environ }
-}
-
-/// The dynamic linker knows the program as it knows libraries.
-pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
-    false
 }
 
 /// What `ps` shows, see sysctl(3). What has been given back by `MADV_FREE` is resident until the system wants it.
@@ -51,10 +51,6 @@ pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
         resident_bytes: resident_pages.checked_mul(page_bytes())?,
         mapped_bytes: process.ki_size as usize,
     })
-}
-
-pub(crate) fn memory_limit() -> Option<usize> {
-    machine_bytes()
 }
 
 pub(crate) fn is_privileged() -> bool {
@@ -84,12 +80,6 @@ pub(crate) fn thread_cpu_clock() -> Option<i32> {
 
 pub(crate) fn thread_cpu_ns(clock: i32) -> Option<u64> {
     clock_ns(clock)
-}
-
-pub(in crate::sys) fn take_signal(set: &libc::sigset_t) {
-    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: live variables.
-    unsafe { libc::sigtimedwait(set, ptr::null_mut(), &at_once) };
 }
 
 /// As on Linux, see `_umtx_op(2)`.

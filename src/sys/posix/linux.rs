@@ -2,25 +2,30 @@
 
 #[path = "../linux/futex.rs"]
 mod futex;
-#[path = "../linux/program.rs"]
-mod program;
+#[path = "elf.rs"]
+mod elf;
 
 use std::ffi::CStr;
 
 use crate::sys::MemoryInUse;
-use crate::sys::unix::{clock_ns, machine_bytes};
+use crate::sys::unix::clock_ns;
 
+pub(in crate::sys) use elf::is_in_program;
 pub(crate) use futex::{futex_wait, futex_wake_one};
-pub(in crate::sys) use program::{environment, is_in_program};
+
+unsafe extern "C" {
+    static environ: *const *const libc::c_char;
+}
+
+pub(in crate::sys) fn environment() -> *const *const libc::c_char {
+    // SAFETY: a variable of the C library's.
+    unsafe { environ }
+}
 
 pub(super) const RELEASE: libc::c_int = libc::MADV_DONTNEED;
 
 pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     None
-}
-
-pub(crate) fn memory_limit() -> Option<usize> {
-    machine_bytes()
 }
 
 pub(crate) fn is_privileged() -> bool {
@@ -50,11 +55,4 @@ pub(crate) fn thread_cpu_clock() -> Option<i32> {
 
 pub(crate) fn thread_cpu_ns(clock: i32) -> Option<u64> {
     clock_ns(clock)
-}
-
-pub(in crate::sys) fn take_signal(set: &libc::sigset_t) {
-    let mut taken = 0;
-    // It waits already, so this does not.
-    // SAFETY: live variables.
-    unsafe { libc::sigwait(set, &mut taken) };
 }

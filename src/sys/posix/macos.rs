@@ -17,9 +17,17 @@ pub(in crate::sys) fn environment() -> *const *const libc::c_char {
     unsafe { (*libc::_NSGetEnviron()).cast_const().cast() }
 }
 
-/// The dynamic linker knows the program as it knows libraries.
-pub(in crate::sys) fn is_in_program(_address: usize) -> bool {
-    false
+unsafe extern "C" {
+    /// What the linker puts where the program or the library begins: a Mach-O header (mach-o/loader.h), the fourth number
+    /// of which is its kind.
+    static __dso_handle: [u32; 4];
+}
+
+/// Whether this code, at whatever address, is part of the program itself.
+pub(in crate::sys) fn is_in_program(_here: usize) -> bool {
+    const MH_EXECUTE: u32 = 2;
+    // SAFETY: a constant.
+    unsafe { __dso_handle[3] == MH_EXECUTE }
 }
 
 pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
@@ -49,22 +57,6 @@ pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
 unsafe extern "C" {
     /// The process itself, as mach/mach_init.h has it. (In the `libc` crate it is on its way out.)
     static mach_task_self_: libc::mach_port_t;
-}
-
-pub(crate) fn memory_limit() -> Option<usize> {
-    let mut bytes = 0u64;
-    let mut size = size_of_val(&bytes);
-    // SAFETY: a C string, and a live variable of that size.
-    let error = unsafe {
-        libc::sysctlbyname(
-            c"hw.memsize".as_ptr(),
-            (&raw mut bytes).cast(),
-            &mut size,
-            ptr::null_mut(),
-            0,
-        )
-    };
-    if error == 0 { bytes.try_into().ok() } else { None }
 }
 
 pub(crate) fn is_privileged() -> bool {
@@ -106,13 +98,6 @@ pub(crate) fn thread_cpu_ns(clock: i32) -> Option<u64> {
     };
     let us = |time: libc::time_value_t| time.seconds as u64 * 1_000_000 + time.microseconds as u64;
     Some((us(info.user_time) + us(info.system_time)) * 1000)
-}
-
-pub(in crate::sys) fn take_signal(set: &libc::sigset_t) {
-    let mut taken = 0;
-    // It waits already, so this does not.
-    // SAFETY: live variables.
-    unsafe { libc::sigwait(set, &mut taken) };
 }
 
 // What libc++'s `std::atomic::wait` and Apple's own locks sleep on since macOS 10.12: nothing that has to be set up, and no

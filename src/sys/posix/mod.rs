@@ -6,6 +6,11 @@ mod memory;
 #[cfg_attr(target_os = "macos", path = "macos.rs")]
 mod special;
 
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use super::unix::machine_bytes;
+
 pub(crate) use super::unix::{
     Errno, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork, at_thread_exit, for_each_variable,
     map_aligned, monotonic_ns, page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns,
@@ -13,10 +18,10 @@ pub(crate) use super::unix::{
 };
 pub(crate) use memory::*;
 pub(crate) use special::{
-    be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_in_use, memory_limit,
-    name_thread, thread_cpu_clock, thread_cpu_ns,
+    be_ordinary, futex_wait, futex_wake_one, is_privileged, memory_in_use, name_thread,
+    thread_cpu_clock, thread_cpu_ns,
 };
-pub(super) use special::{environment, is_in_program, take_signal};
+pub(super) use special::{environment, is_in_program};
 
 /// Whether the drainer can run here.
 pub(crate) const CAN_DEFER: bool = true;
@@ -30,6 +35,26 @@ pub(crate) const KNOWS_RESIDENT: bool = false;
 /// `page` is the first byte of a page of a mapping.
 pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
+}
+
+/// Bytes of memory that this process may use.
+pub(crate) fn memory_limit() -> Option<usize> {
+    machine_bytes()
+}
+
+/// Takes back a signal, which is blocked, if one waits: what waits is forgotten as soon as it is to be ignored. (macOS has
+/// no `sigtimedwait`; and it sends the process what Linux sends the thread, so that `sigwait` may wait for what another
+/// thread has taken.)
+pub(super) fn take_signal(signal: libc::c_int) {
+    let mut before = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: all zeros are a valid value, with an empty mask and no flags; `before` is written on success.
+    unsafe {
+        let mut ignored = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        ignored.sa_sigaction = libc::SIG_IGN;
+        if libc::sigaction(signal, &ignored, before.as_mut_ptr()) == 0 {
+            libc::sigaction(signal, before.as_ptr(), ptr::null_mut());
+        }
+    }
 }
 
 /// Whether the machine has one CPU.

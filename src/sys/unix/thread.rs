@@ -89,8 +89,10 @@ unsafe fn stack_bytes_not_ours(attributes: *const libc::pthread_attr_t) -> usize
     unsafe { mem::transmute::<*mut c_void, GetMinStack>(function)(attributes) }
 }
 
-/// The C library's key for the word, plus 1; 0 until there is one.
+/// The C library's key for the word, plus 1; 0 until there is one, [`REFUSED`] if it was refused once: who asks may ask at
+/// every free, and the dynamic linker looks at files.
 static KEY: AtomicUsize = AtomicUsize::new(0);
+const REFUSED: usize = usize::MAX;
 
 /// The calling thread's word; null where none has been set, or its handler has begun to run.
 #[allow(dead_code, reason = "`burst::local` has a shorter way on some targets")]
@@ -98,7 +100,7 @@ static KEY: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn thread_word() -> *mut c_void {
     // Relaxed: a key is a number, which the C library knows before it is stored.
     match KEY.load(Ordering::Relaxed) {
-        0 => ptr::null_mut(),
+        0 | REFUSED => ptr::null_mut(),
         // SAFETY: a key that was created and is never deleted.
         known => unsafe { libc::pthread_getspecific((known - 1) as libc::pthread_key_t) },
     }
@@ -113,27 +115,26 @@ pub(crate) fn at_thread_exit(
     // Relaxed, here and below: see `thread_word`.
     let mut known = KEY.load(Ordering::Relaxed);
     if known == 0 {
-        // A thread that exits calls the handler also where this is part of a library that has been unloaded.
-        if !stay_loaded() {
-            return false;
-        }
         let mut key = 0;
+        // A thread that exits calls the handler also where this is part of a library that has been unloaded.
         // SAFETY: a live variable, and a function that stays for as long as this crate is loaded.
-        if unsafe { libc::pthread_key_create(&mut key, Some(handler)) } != 0 {
-            return false;
-        }
-        let new = key as usize + 1;
-        match KEY.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => known = new,
+        let made =
+            stay_loaded() && unsafe { libc::pthread_key_create(&mut key, Some(handler)) == 0 };
+        let new = if made { key as usize + 1 } else { REFUSED };
+        known = match KEY.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => new,
             Err(theirs) => {
-                // SAFETY: nobody has used this key.
-                unsafe { libc::pthread_key_delete(key) };
-                known = theirs;
+                if made {
+                    // SAFETY: nobody has used this key.
+                    unsafe { libc::pthread_key_delete(key) };
+                }
+                theirs
             }
-        }
+        };
     }
     // SAFETY: a key that was created and is never deleted.
-    unsafe { libc::pthread_setspecific((known - 1) as libc::pthread_key_t, word) == 0 }
+    known != REFUSED
+        && unsafe { libc::pthread_setspecific((known - 1) as libc::pthread_key_t, word) == 0 }
 }
 
 #[cfg(test)]

@@ -69,16 +69,9 @@ fn is_pending(signal: libc::c_int) -> bool {
 impl Drop for Quiet {
     fn drop(&mut self) {
         for (signal, was_pending) in RAISED.into_iter().zip(self.pending_before) {
-            if was_pending || !is_pending(signal) {
-                continue;
-            }
-            // Raised by our own write, on this thread: it is taken back.
-            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-            // SAFETY: the set is initialised before it is used.
-            unsafe {
-                libc::sigemptyset(set.as_mut_ptr());
-                libc::sigaddset(set.as_mut_ptr(), signal);
-                system::take_signal(set.assume_init_ref());
+            // Raised by our own write: it is taken back.
+            if !was_pending && is_pending(signal) {
+                system::take_signal(signal);
             }
         }
         // SAFETY: `before` is the mask that `new` was given.

@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use windows_sys::Win32::System::SystemServices::{DLL_PROCESS_DETACH, DLL_THREAD_DETACH};
-use windows_sys::Win32::System::Threading::{TlsAlloc, TlsSetValue};
+use windows_sys::Win32::System::Threading::{TlsAlloc, TlsFree, TlsSetValue};
 
 type Callback = unsafe extern "system" fn(*mut c_void, u32, *mut c_void);
 
@@ -51,16 +51,18 @@ unsafe extern "C" {
 /// In the order in which they were registered: one is the lifecycle's, one the report's.
 static AT_EXIT: [AtomicPtr<()>; 4] = [const { AtomicPtr::new(ptr::null_mut()) }; 4];
 
-/// False when there is no room for another one.
+/// False when there is no room for another one. What is registered by several threads at once runs once.
 pub(crate) fn at_exit(handler: extern "C" fn()) -> bool {
     be_called();
     let new = (handler as *const ()).cast_mut();
     // Relaxed, here and below: functions are there from the start.
-    let exchange = |place: &AtomicPtr<()>| {
-        place.compare_exchange(ptr::null_mut(), new, Ordering::Relaxed, Ordering::Relaxed)
+    let is_in = |place: &AtomicPtr<()>| {
+        place
+            .compare_exchange(ptr::null_mut(), new, Ordering::Relaxed, Ordering::Relaxed)
+            .map_or_else(|theirs| theirs == new, |_| true)
     };
     // SAFETY: a function that stays for as long as this crate is loaded.
-    AT_EXIT.iter().any(|place| exchange(place).is_ok()) && unsafe { atexit(exit_once) == 0 }
+    AT_EXIT.iter().any(is_in) && unsafe { atexit(exit_once) == 0 }
 }
 
 extern "C" fn exit_once() {
@@ -132,19 +134,23 @@ pub(crate) fn at_thread_exit(
     handler: unsafe extern "C" fn(*mut c_void),
     word: *mut c_void,
 ) -> bool {
+    // Relaxed: each thread that has a word has stored this itself.
+    HANDLER.store((handler as *const ()).cast_mut(), Ordering::Relaxed);
     let mut index = INDEX.load(Ordering::Relaxed);
     if index == 0 {
         be_called();
-        HANDLER.store((handler as *const ()).cast_mut(), Ordering::Relaxed);
         // SAFETY: may be called at any time.
-        let new = match unsafe { TlsAlloc() } {
-            // Or `TLS_OUT_OF_INDEXES`. It is not given back: a program that has used so many up has lost little by it.
-            IN_BLOCK.. => NONE_LEFT,
-            new => new + 1,
+        let made = unsafe { TlsAlloc() };
+        // `TLS_OUT_OF_INDEXES` is the largest number.
+        let new = if made < IN_BLOCK { made + 1 } else { NONE_LEFT };
+        index = match INDEX.compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => new,
+            Err(theirs) => theirs,
         };
-        index = INDEX
-            .compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed)
-            .map_or_else(|theirs| theirs, |_| new);
+        if index != made.wrapping_add(1) {
+            // SAFETY: an index that nobody has used, or none at all, which is refused.
+            unsafe { TlsFree(made) };
+        }
     }
     // SAFETY: an index that is never given back.
     index != NONE_LEFT && unsafe { TlsSetValue(index - 1, word) != 0 }

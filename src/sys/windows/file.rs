@@ -125,7 +125,8 @@ impl Path {
                     room as i32,
                 )
             };
-            if n == 0 {
+            // Without any room, the system says how much it would take.
+            if n == 0 || n as usize > room {
                 return Err(Errno(ERROR_FILENAME_EXCED_RANGE));
             }
             len += n as usize;
@@ -209,5 +210,24 @@ impl Write for Name {
         room.copy_from_slice(text.as_bytes());
         self.len += text.len();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_whole_or_refused() {
+        let text = [b'a'; 1199];
+        let is_whole =
+            |parts: &[&[u8]]| Path::new(parts).is_ok_and(|path| path.0[..1199] == [97; 1199]);
+        assert!(is_whole(&[&text]));
+        assert!(is_whole(&[&text[..1000], &text[1000..]]));
+        let refused =
+            |parts: &[&[u8]]| Path::new(parts).err() == Some(Errno(ERROR_FILENAME_EXCED_RANGE));
+        assert!(refused(&[&[b'a'; 1200]]));
+        assert!(refused(&[&text, b"a"]));
+        assert!(refused(&[&text, b"a", b"a"]));
     }
 }

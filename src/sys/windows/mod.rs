@@ -199,8 +199,10 @@ pub(crate) fn is_privileged() -> bool {
     false
 }
 
-/// Room for a variable's name or value: a longer value is cut, which makes a path that there is not.
-const TEXT_BYTES: usize = 2048;
+/// So much is looked at of a variable's name or value, in units of UTF-16: more than any may have that means something.
+const TEXT_UNITS: usize = 1024;
+/// In UTF-8 a unit takes 3 bytes at most, and a pair of them 4.
+const TEXT_BYTES: usize = 3 * TEXT_UNITS;
 
 /// The system keeps text in UTF-16, and makes a copy in its own heap.
 pub(crate) fn for_each_variable(mut f: impl FnMut(&[u8], &[u8])) {
@@ -215,11 +217,7 @@ pub(crate) fn for_each_variable(mut f: impl FnMut(&[u8], &[u8])) {
             let equals = text.iter().skip(1).position(|&unit| unit == u16::from(b'='));
             if let Some(equals) = equals.map(|position| position + 1) {
                 let (mut name, mut value) = ([0; TEXT_BYTES], [0; TEXT_BYTES]);
-                let name = to_utf8(&text[..equals], &mut name);
-                let value = to_utf8(&text[equals + 1..], &mut value);
-                if let (Some(name), Some(value)) = (name, value) {
-                    f(name, value);
-                }
+                f(to_utf8(&text[..equals], &mut name), to_utf8(&text[equals + 1..], &mut value));
             }
             entry = entry.add(len + 1);
         }
@@ -229,23 +227,48 @@ pub(crate) fn for_each_variable(mut f: impl FnMut(&[u8], &[u8])) {
     }
 }
 
-/// As it was written, with U+FFFD for what is not text; `None` when there is not enough room.
-fn to_utf8<'a>(text: &[u16], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    if text.is_empty() {
-        return Some(&[]);
-    }
+/// The beginning of a text, with U+FFFD for what is not text.
+fn to_utf8<'a>(text: &[u16], buffer: &'a mut [u8; TEXT_BYTES]) -> &'a [u8] {
+    let n_units = text.len().min(TEXT_UNITS);
     // SAFETY: buffers of the given lengths.
     let n = unsafe {
         WideCharToMultiByte(
             CP_UTF8,
             0,
             text.as_ptr(),
-            text.len().try_into().ok()?,
+            n_units as i32,
             buffer.as_mut_ptr(),
-            buffer.len().try_into().ok()?,
+            TEXT_BYTES as i32,
             ptr::null(),
             ptr::null_mut(),
         )
     };
-    usize::try_from(n).ok().filter(|&n| n > 0).map(|n| &buffer[..n])
+    // 0 for an empty text, which is refused.
+    &buffer[..n as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_variables_are_cut() {
+        let euros = "\u{20ac}".repeat(TEXT_UNITS + 1);
+        for (name, value) in [("DEFERFREE_TEST_LONG", euros.as_str()), ("DEFERFREE_TEST_EMPTY", "")]
+        {
+            // SAFETY: the system's own locks guard the environment.
+            unsafe { std::env::set_var(name, value) };
+        }
+        let (mut long, mut n_others) = (0, 0);
+        for_each_variable(|name, value| match name {
+            b"DEFERFREE_TEST_LONG" => {
+                assert!(euros.as_bytes().starts_with(value));
+                long = value.len();
+            }
+            b"PATH" | b"SystemRoot" => n_others += 1,
+            _ => {}
+        });
+        assert_eq!(long, 3 * TEXT_UNITS);
+        assert!(n_others > 0);
+    }
 }

@@ -7,10 +7,11 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use windows_sys::Win32::Foundation::{CloseHandle, FILETIME};
+use windows_sys::Win32::Foundation::{CloseHandle, FILETIME, HANDLE};
+use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
 use windows_sys::Win32::System::Threading::{
     CreateThread, GetCurrentThread, GetCurrentThreadId, GetThreadTimes, INFINITE,
-    LPTHREAD_START_ROUTINE, OpenThread, STACK_SIZE_PARAM_IS_A_RESERVATION, SetThreadDescription,
+    LPTHREAD_START_ROUTINE, OpenThread, STACK_SIZE_PARAM_IS_A_RESERVATION,
     THREAD_QUERY_LIMITED_INFORMATION, WaitOnAddress, WakeByAddressSingle,
 };
 
@@ -63,13 +64,27 @@ pub(crate) fn be_ordinary() {}
 
 pub(crate) fn prepare_to_start_threads() {}
 
+/// Looked for, not linked to: the first versions of Windows 10 do not have it, and Server 2016 has it in this library alone,
+/// so that a program would not start there.
 pub(crate) fn name_thread(name: &CStr) {
+    type SetThreadDescription = unsafe extern "system" fn(HANDLE, *const u16) -> i32;
     let mut wide = [0u16; 16];
     let ascii = name.to_bytes().iter().map(|&byte| u16::from(byte));
     // The last one stays 0.
     wide[..15].iter_mut().zip(ascii).for_each(|(unit, byte)| *unit = byte);
-    // SAFETY: the calling thread, and a text that ends with a zero.
-    unsafe { SetThreadDescription(GetCurrentThread(), wide.as_ptr()) };
+    // SAFETY: strings that end with a zero; a library that every process has from start to end, with a function of that
+    // type under that name; the calling thread.
+    unsafe {
+        let library = GetModuleHandleA(c"kernelbase.dll".as_ptr().cast());
+        let function = GetProcAddress(library, c"SetThreadDescription".as_ptr().cast());
+        if let Some(function) = function {
+            let set_description = mem::transmute::<
+                unsafe extern "system" fn() -> isize,
+                SetThreadDescription,
+            >(function);
+            set_description(GetCurrentThread(), wide.as_ptr());
+        }
+    }
 }
 
 /// The thread's number stands for its clock.
