@@ -464,7 +464,7 @@ mod models {
             if shared.0.pop_number().is_some() {
                 shared.1.write();
             }
-            threads.map(|thread| thread.join());
+            threads.into_iter().for_each(|thread| thread.join());
         });
     }
 
