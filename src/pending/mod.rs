@@ -454,11 +454,18 @@ impl Pending {
         Taken::Fitting(block)
     }
 
-    /// Makes memory ready for as many blocks as there are, which are one for each miss at most. Only the drainer may call it.
+    /// Makes memory ready for as many blocks as there are: each was a miss once, and some have been freed for good since. Only
+    /// the drainer may call it.
     pub(crate) fn make_ready(&self) {
         for class in self.known_classes() {
             let waiting = &*self.classes[class.index()];
-            waiting.queue.make_ready(waiting.counts.missed.load(Ordering::Relaxed) as usize);
+            let Counts { drained, paid_back, over_bound, queue_full, missed, .. } = &waiting.counts;
+            let n_gone = [drained, paid_back, over_bound, queue_full]
+                .map(|count| count.load(Ordering::Relaxed))
+                .into_iter()
+                .fold(0, u64::wrapping_add);
+            let n_blocks = missed.load(Ordering::Relaxed).saturating_sub(n_gone);
+            waiting.queue.make_ready(n_blocks as usize);
         }
     }
 
