@@ -202,30 +202,32 @@ impl<B: Backing> Runtime<B> {
         if for_use.is_zeroed() {
             return self.alloc_zeroed(class, layout, for_use);
         }
-        match self.pending.take(class, layout.align()) {
-            Taken::Fitting(block) => block.as_ptr(),
-            Taken::Misaligned(block) => {
-                self.free_now(class, block);
-                self.alloc_missed(class, layout, for_use)
-            }
-            Taken::Nothing => self.alloc_missed(class, layout, for_use),
+        match self.fitting(class, self.pending.take(class, layout.align())) {
+            Some(block) => block.as_ptr(),
+            None => self.alloc_missed(class, layout, for_use),
         }
     }
 
-    /// As `alloc`, for a zeroed block: one that the drainer has cleared, or one that is cleared here.
-    fn alloc_zeroed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
-        let fitting = |taken| match taken {
+    /// What was taken out of `class`; one that is not aligned is freed.
+    #[inline]
+    fn fitting(&self, class: Class, taken: Taken) -> Option<Block> {
+        match taken {
             Taken::Fitting(block) => Some(block),
             Taken::Misaligned(block) => {
                 self.free_now(class, block);
                 None
             }
             Taken::Nothing => None,
-        };
-        if let Some(block) = fitting(self.pending.take_cleared(class, layout.align())) {
+        }
+    }
+
+    /// As `alloc`, for a zeroed block: one that the drainer has cleared, or one that is cleared here.
+    fn alloc_zeroed(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
+        let cleared = self.pending.take_cleared(class, layout.align());
+        if let Some(block) = self.fitting(class, cleared) {
             return block.as_ptr();
         }
-        let Some(block) = fitting(self.pending.take(class, layout.align())) else {
+        let Some(block) = self.fitting(class, self.pending.take(class, layout.align())) else {
             return self.alloc_missed(class, layout, for_use);
         };
         // SAFETY: the block is ours and has at least `class.bytes() >= size` bytes.
@@ -261,14 +263,9 @@ impl<B: Backing> Runtime<B> {
         }
         let larger = if for_use == Use::Grown { class.bytes() * 3 } else { class.bytes() / 2 };
         let classes = self.pending.known_classes_from(class.index());
-        for near in classes.take_while(|near| near.bytes() - class.bytes() <= larger) {
-            match self.pending.take(near, layout.align()) {
-                Taken::Fitting(block) => return Some(block),
-                Taken::Misaligned(block) => self.free_now(near, block),
-                Taken::Nothing => {}
-            }
-        }
-        None
+        classes
+            .take_while(|near| near.bytes() - class.bytes() <= larger)
+            .find_map(|near| self.fitting(near, self.pending.take(near, layout.align())))
     }
 
     /// A waiting huge block of at least half the size of `class`, lengthened: only what is added has to be faulted in.
@@ -279,25 +276,21 @@ impl<B: Backing> Runtime<B> {
             return None;
         }
         let classes = self.pending.known_classes_below(class.index());
-        for near in classes.take_while(|near| near.is_huge() && 2 * near.bytes() >= class.bytes()) {
-            match self.pending.take(near, layout.align()) {
-                Taken::Fitting(block) => {
-                    // SAFETY: a huge block, which is ours.
-                    let grown =
-                        unsafe { huge::grow(block.as_ptr(), class.bytes(), layout.align()) };
-                    if grown.is_null() {
-                        self.free_now(near, block);
-                        return None;
-                    }
-                    self.prepare(class);
-                    // SAFETY: the same block, which has become one of `class`.
-                    return Some(unsafe { Block::new(grown) });
-                }
-                Taken::Misaligned(block) => self.free_now(near, block),
-                Taken::Nothing => {}
-            }
+        let (near, block) = classes
+            .take_while(|near| near.is_huge() && 2 * near.bytes() >= class.bytes())
+            .find_map(|near| {
+                let taken = self.pending.take(near, layout.align());
+                Some((near, self.fitting(near, taken)?))
+            })?;
+        // SAFETY: a huge block, which is ours.
+        let grown = unsafe { huge::grow(block.as_ptr(), class.bytes(), layout.align()) };
+        if grown.is_null() {
+            self.free_now(near, block);
+            return None;
         }
-        None
+        self.prepare(class);
+        // SAFETY: the same block, which has become one of `class`.
+        Some(unsafe { Block::new(grown) })
     }
 
     /// As `alloc`, when nothing of the class waits.
