@@ -13,7 +13,7 @@ use std::alloc::System;
 use std::thread;
 
 use common::content::{Choices, Shadow, THREADS, Worker};
-use common::{KIB, MIB, Mutex, drainers, nearly_started, wait_until};
+use common::{KIB, MIB, Mutex, drainers, join_all, nearly_started, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -36,7 +36,7 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
     );
     let (shadow, passed) = (Shadow::default(), Mutex::new(Vec::new()));
     thread::scope(|scope| {
-        for n in 0..THREADS {
+        let start = |n| {
             let choices = Choices::Seeded(seed ^ (n << 56) ^ delay_ms);
             let mut worker = Worker::new(&heap, choices, &shadow, &passed);
             scope.spawn(move || {
@@ -51,8 +51,9 @@ fn run<B: Backing>(backing: B, threshold: usize, delay_ms: u64, max_pending: usi
                     }
                 }
                 worker.finish();
-            });
-        }
+            })
+        };
+        join_all((0..THREADS).map(start).collect::<Vec<_>>());
     });
     assert!(shadow.is_empty());
     heap.flush();

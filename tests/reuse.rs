@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::tracking::Tracking;
-use common::{GIB, KIB, MIB, START_BYTES, nearly_started, wait_until};
+use common::{GIB, KIB, MIB, START_BYTES, join_all, nearly_started, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc, Stats};
 
 /// Nothing ages within a test.
@@ -325,7 +325,7 @@ fn hammer<B: Backing>(heap: &DeferFree<B>, rounds: usize, watch: impl Fn() + Syn
     let (n_freed, n_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let watcher = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 watch();
                 thread::yield_now();
@@ -357,10 +357,10 @@ fn hammer<B: Backing>(heap: &DeferFree<B>, rounds: usize, watch: impl Fn() + Syn
                 })
             })
             .collect();
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        let all_well = workers.into_iter().all(|worker| worker.join().is_ok());
         done.store(true, Ordering::Relaxed);
+        join_all([watcher]);
+        assert!(all_well);
     });
     (n_freed.into_inner(), n_bytes.into_inner())
 }
@@ -527,7 +527,7 @@ fn nobody_shares_a_block() {
     let (book, heap) = tracked();
     let layout = layout(MIB, 8);
     thread::scope(|scope| {
-        for _ in 0..4 {
+        let hammer = || {
             scope.spawn(|| {
                 for _ in 0..3_000_000 {
                     let block = alloc(&heap, layout);
@@ -537,8 +537,9 @@ fn nobody_shares_a_block() {
                     word.store(0, Ordering::Relaxed);
                     free(&heap, block, layout);
                 }
-            });
-        }
+            })
+        };
+        join_all([hammer(), hammer(), hammer(), hammer()]);
     });
     heap.flush();
     assert_eq!((heap.stats().pending.blocks, book.live_blocks()), (0, 0));

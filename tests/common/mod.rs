@@ -260,20 +260,29 @@ pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFr
 pub(crate) fn under_load(works: &[&(dyn Fn() + Sync)], body: impl FnOnce()) {
     let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let (done, rounds) = (&done, &rounds);
+        let mut threads = Vec::new();
         for work in works {
-            let (done, rounds) = (&done, &rounds);
-            scope.spawn(move || {
+            threads.push(scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     work();
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
-            });
+            }));
         }
         wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 2 * works.len());
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         done.store(true, Ordering::Relaxed);
+        join_all(threads);
         assert!(result.is_ok());
     });
+}
+
+/// Waits until the threads have ended. The end of a scope does so too, but by words of the standard library's
+/// that the thread sanitizer is not shown: what the thread had on its stack would be reported as shared with
+/// whatever comes to lie there next.
+pub(crate) fn join_all<'s>(threads: impl IntoIterator<Item = thread::ScopedJoinHandle<'s, ()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 pub(crate) fn sleep_ms(ms: u64) {
