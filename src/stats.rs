@@ -162,7 +162,7 @@ pub struct BurstStats {
     pub hot_bursts: u64,
     /// Deferred bursts after which the thread wanted the memory before the drainer was done.
     pub wasted_bursts: u64,
-    /// Bursts freed at once because such ones came before.
+    /// Bursts freed at once because such ones came before, or because the blocks of two other threads waited.
     pub skipped_bursts: u64,
 }
 

@@ -138,6 +138,13 @@ impl<B: Backing> DeferFree<B> {
             local.blind();
             return false;
         }
+        if BURSTS.are_many(local) {
+            if local.far() == 0 {
+                BURSTS.note(Outcome::Skipped);
+            }
+            local.blind_for_now();
+            return false;
+        }
         local.judge();
         true
     }

@@ -299,6 +299,11 @@ impl Log {
         chunk.next().is_none() && chunk.n_written(from) == from
     }
 
+    /// Whether nothing waits and nothing is in hand.
+    pub(super) fn is_done(&self, pool: &Pool) -> bool {
+        self.in_hand.load(Ordering::Relaxed) == 0 && self.is_empty(pool)
+    }
+
     /// For whoever empties and is going to sleep: the thread's next write has to wake him. False if anything
     /// waits, or a thread may write without that.
     pub(super) fn close(&self, pool: &Pool) -> bool {

@@ -41,6 +41,9 @@ pub(crate) const SMALL_BYTES: usize = 16 << 10;
 /// A log with so many addresses is taken even if its thread goes on writing.
 const LONG_LOG: u64 = if TINY { 64 } else { 2 << 20 };
 
+/// Where blocks of so many threads wait, those of yet another one would wait long; see docs/choices.md.
+const MANY_LOGS: usize = 2;
+
 /// Chunks that are in use when the drainer is told of a burst that it may be too fast asleep to notice.
 const CHUNKS_TO_TELL: usize = if TINY { 1 } else { 4 };
 
@@ -290,6 +293,14 @@ impl Bursts {
         if let Some(emptying) = local.log().and_then(Log::try_empty) {
             emptying.last_written(&self.pool, local.cursor(), n, f);
         }
+    }
+
+    /// Whether the drainer has more to do than it keeps up with: blocks of [`MANY_LOGS`] threads, not counting the calling
+    /// one.
+    pub(crate) fn are_many(&self, local: &Local) -> bool {
+        let own = local.log().map(ptr::from_ref);
+        let waits = |log: &&Log| Some(ptr::from_ref(*log)) != own && !log.is_done(&self.pool);
+        self.logs.iter().filter(waits).nth(MANY_LOGS - 1).is_some()
     }
 
     pub(crate) fn note(&self, outcome: Outcome) {

@@ -170,7 +170,7 @@ fn bursts(out: &mut impl Write, bursts: &BurstStats) -> fmt::Result {
         ("deferred", bursts.deferred_bursts),
         ("  in vain", bursts.wasted_bursts),
         ("freed at once: hot", bursts.hot_bursts),
-        ("  as those before were", bursts.skipped_bursts),
+        ("  not judged", bursts.skipped_bursts),
     ] {
         writeln!(out, "  {name:<24}{bursts:>11}")?;
     }

@@ -34,6 +34,7 @@ pub(crate) fn main() -> ExitCode {
                 ("wanted_while_drained", || run("wanted_while_drained", "128")),
                 ("skipped", || run("skipped", "128")),
                 ("forgiven", || run("forgiven", "128")),
+                ("many_threads", || run("many_threads", "128")),
                 ("begins_late", || run("begins_late", "6400")),
                 ("one_cpu", one_cpu),
             ]);
@@ -49,6 +50,7 @@ pub(crate) fn main() -> ExitCode {
         Some("wanted_while_drained") => wanted_while_drained(),
         Some("skipped") => skipped(),
         Some("forgiven") => forgiven(),
+        Some("many_threads") => many_threads(),
         Some("begins_late") => begins_late(),
         Some("one_cpu") => one_cpu_child(),
         Some(case) => panic!("{case}"),
@@ -330,6 +332,25 @@ fn forgiven() {
     // Unless the thread was interrupted just when it judged.
     let mut tries = (0..5).map(|_| thread::scope(|scope| scope.spawn(hot).join().unwrap()));
     assert!(tries.any(|hot| hot), "{:?}", bursts(heap));
+    nothing_is_left(heap, book);
+}
+
+/// While blocks of two threads wait those of a third are freed at once, and not when they do not any more.
+fn many_threads() {
+    let (heap, book) = heap(true);
+    let burst_of_another = || thread::spawn(|| burst_in_a_row(heap)).join().unwrap();
+    book.hold_drainer(heap, SMALL);
+    let blocks = allocs(heap, MANY);
+    frees(heap, blocks);
+    // The one that holds up the drainer, and this thread's.
+    let before = bursts(heap);
+    assert_eq!(burst_of_another(), 0);
+    let now = bursts(heap);
+    assert_eq!(now.skipped_bursts - before.skipped_bursts, 1, "{now:?}");
+    assert_eq!(now.deferred.blocks, before.deferred.blocks, "{now:?}");
+    book.let_go();
+    heap.flush();
+    assert_eq!(burst_of_another(), 1);
     nothing_is_left(heap, book);
 }
 
