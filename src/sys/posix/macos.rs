@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
