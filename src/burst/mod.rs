@@ -43,6 +43,8 @@ const LONG_LOG: u64 = if TINY { 64 } else { 2 << 20 };
 
 /// Where blocks of so many threads wait, those of yet another one would wait long; see docs/choices.md.
 const MANY_LOGS: usize = 2;
+/// Each is two cache lines that others write to: a thread that begins a burst must not look through hundreds.
+const LOOK_AT_LOGS: usize = 16;
 
 /// Chunks that are in use when the drainer is told of a burst that it may be too fast asleep to notice.
 const CHUNKS_TO_TELL: usize = if TINY { 1 } else { 4 };
@@ -296,11 +298,11 @@ impl Bursts {
     }
 
     /// Whether the drainer has more to do than it keeps up with: blocks of [`MANY_LOGS`] threads, not counting the calling
-    /// one.
+    /// one, as far as [`LOOK_AT_LOGS`] show it.
     pub(crate) fn are_many(&self, local: &Local) -> bool {
         let own = local.log().map(ptr::from_ref);
         let waits = |log: &&Log| Some(ptr::from_ref(*log)) != own && !log.is_done(&self.pool);
-        self.logs.iter().filter(waits).nth(MANY_LOGS - 1).is_some()
+        self.logs.iter().take(LOOK_AT_LOGS).filter(waits).nth(MANY_LOGS - 1).is_some()
     }
 
     pub(crate) fn note(&self, outcome: Outcome) {
