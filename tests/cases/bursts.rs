@@ -20,7 +20,8 @@ use std::thread;
 use common::addresses::Addresses;
 use common::tracking::Tracking;
 use common::{
-    ALL_CHUNKS, CHUNK, KIB, MIB, TINY, drainers, run_child, shuffle, to_be_deferred, wait_until,
+    ALL_CHUNKS, CHUNK, KIB, MIB, TINY, drainers, join_all, run_child, shuffle, to_be_deferred,
+    wait_until,
 };
 use deferfree::{Backing, BurstStats, DeferFree, defer_scope};
 
@@ -249,21 +250,23 @@ fn quiet_threads() {
     let (heap, book) = heap();
     let barrier = Barrier::new(6);
     thread::scope(|scope| {
-        for n in 1..6 {
-            let barrier = &barrier;
+        let barrier = &barrier;
+        let start = |n: usize| {
             scope.spawn(move || {
                 for round in 0..5 {
                     frees(heap, SMALL, allocs(heap, SMALL, n * 900 + round));
                     barrier.wait();
                     barrier.wait();
                 }
-            });
-        }
+            })
+        };
+        let threads = [1, 2, 3, 4, 5].map(start);
         for _ in 0..5 {
             barrier.wait();
             wait_until("all blocks are freed", || book.n_live() == 0);
             barrier.wait();
         }
+        join_all(threads);
     });
     assert_eq!(book.n_freed_by_drainer() as u64, bursts(heap).deferred.blocks);
     assert_eq!(drainers().len(), 1);
@@ -276,15 +279,16 @@ fn flushed_in_the_midst() {
     frees(heap, SMALL, allocs(heap, SMALL, 1));
     let (go, stop) = (Barrier::new(5), AtomicBool::new(false));
     thread::scope(|scope| {
-        for _ in 0..4 {
+        let start = || {
             scope.spawn(|| {
                 while !stop.load(Ordering::SeqCst) {
                     frees(heap, SMALL, allocs(heap, SMALL, 2500));
                     go.wait();
                     go.wait();
                 }
-            });
-        }
+            })
+        };
+        let threads = [start(), start(), start(), start()];
         // On a busy machine the drainer may have been there first.
         let mut n_waited = 0;
         for round in 0..100 {
@@ -295,6 +299,7 @@ fn flushed_in_the_midst() {
             stop.store(round == 99, Ordering::SeqCst);
             go.wait();
         }
+        join_all(threads);
         assert!(n_waited > 0);
     });
     add_up(bursts(heap), 1 + 100 * 4 * 2500);
@@ -399,9 +404,9 @@ fn many_threads() {
                 })
             })
             .collect();
-        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        join_all(workers);
         stop.store(true, Ordering::Relaxed);
-        flusher.join().unwrap();
+        join_all([flusher]);
     });
     // Nobody flushes any more.
     wait_until("all blocks are freed", || book.live_blocks() == 0);

@@ -14,7 +14,7 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    KIB, MIB, nearly_start, nearly_started, on_system, run_child, shuffle, sleep_ms,
+    KIB, MIB, join_all, nearly_start, nearly_started, on_system, run_child, shuffle, sleep_ms,
     to_be_deferred, wait_until,
 };
 use deferfree::{Backing, DeferFree};
@@ -210,15 +210,15 @@ fn drainer_held_up() {
     free(MIB, 1);
     wait_until("the drainer is inside a free", || N_HELD.load(Ordering::SeqCst) == 1);
     thread::scope(|scope| {
-        for size in [300 * KIB, MIB, 3 * MIB, 1000, 5000] {
+        join_all([300 * KIB, MIB, 3 * MIB, 1000, 5000].map(|size| {
             scope.spawn(move || {
                 for _ in 0..4 {
                     free(size, 4000.min(64 * MIB / size));
                     let stats = HEAP.stats();
                     assert!(stats.pending.bytes <= BOUND as u64, "{stats:?}");
                 }
-            });
-        }
+            })
+        }));
     });
     let stats = HEAP.stats();
     assert!(stats.peak_pending_bytes <= BOUND as u64, "{stats:?}");
