@@ -460,10 +460,7 @@ impl Pending {
         for class in self.known_classes() {
             let waiting = &*self.classes[class.index()];
             let Counts { drained, paid_back, over_bound, queue_full, missed, .. } = &waiting.counts;
-            let n_gone = [drained, paid_back, over_bound, queue_full]
-                .map(|count| count.load(Ordering::Relaxed))
-                .into_iter()
-                .fold(0, u64::wrapping_add);
+            let n_gone = sum([drained, paid_back, over_bound, queue_full]);
             let n_blocks = missed.load(Ordering::Relaxed).saturating_sub(n_gone);
             waiting.queue.make_ready(n_blocks as usize);
         }
@@ -498,10 +495,7 @@ impl Pending {
         self.known_classes()
             .map(|class| {
                 let counts = self.counts(class);
-                [&counts.handed_over, &counts.reused, &counts.missed]
-                    .map(|count| count.load(Ordering::Relaxed))
-                    .into_iter()
-                    .fold(0, u64::wrapping_add)
+                sum([&counts.handed_over, &counts.reused, &counts.missed])
             })
             .fold(0, u64::wrapping_add)
     }
@@ -621,6 +615,10 @@ impl Waiting {
             }
         }
     }
+}
+
+fn sum<const N: usize>(counts: [&AtomicU64; N]) -> u64 {
+    counts.map(|count| count.load(Ordering::Relaxed)).into_iter().fold(0, u64::wrapping_add)
 }
 
 /// Takes the block in a slot, if there is one.
