@@ -12,6 +12,7 @@ use crate::common;
 use std::hint::black_box;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -285,13 +286,18 @@ fn use_it_more() {
 
 fn from_two_threads_child() {
     under_churn(|| {
+        // Neither forks while the other begins or ends, see `under_load`.
+        let both = Barrier::new(2);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
+                    drop(black_box(Box::new(1)));
+                    both.wait();
                     for _ in 0..6 {
                         let children: Vec<_> = (0..10).map(|_| fork(CHILD_SECS, use_it)).collect();
                         children.into_iter().for_each(wait_ok);
                     }
+                    both.wait();
                 });
             }
         });

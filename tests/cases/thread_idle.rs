@@ -13,12 +13,14 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{KIB, MIB, TINY, fork, on_system, rss, run_child, sleep_ms, wait_ok, wait_until};
+use common::{
+    KIB, MIB, TINY, fork, on_system, rss, run_child, sleep_ms, under_load, wait_ok, wait_until,
+};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
@@ -239,7 +241,9 @@ fn anywhere() {
     // The first thread, others, and children of both, in each of which there are others again.
     use_and_rest();
     let on_others = || {
-        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(use_and_rest))));
+        let others = [(); 4].map(|()| thread::spawn(use_and_rest));
+        // To the last: the end of a thread takes locks of mimalloc's, as `under_load` says of its beginning.
+        others.into_iter().for_each(|other| other.join().unwrap());
     };
     on_others();
     let in_child = move || {
@@ -258,20 +262,12 @@ fn anywhere() {
 
 /// Children start threads, whatever the parent's threads were giving up.
 fn forks() {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    drop(black_box(vec![1u8; 100]));
-                    GLOBAL.thread_idle();
-                }
-            });
-        }
-        for _ in 0..100 {
-            wait_ok(fork(30, || on_a_thread(use_it)));
-        }
-        stop.store(true, Ordering::Relaxed);
+    let rest = || {
+        drop(black_box(vec![1u8; 100]));
+        GLOBAL.thread_idle();
+    };
+    under_load(&[&rest, &rest, &rest, &rest], || {
+        (0..100).for_each(|_| wait_ok(fork(30, || on_a_thread(use_it))))
     });
 }
 

@@ -257,20 +257,24 @@ pub(crate) fn flush_to_the_last<B: deferfree::Backing>(heap: &deferfree::DeferFr
 }
 
 /// Runs `body` while a thread for each of `works` does it over and over.
+///
+/// Each has been through it by then. A thread that begins takes locks of mimalloc's, which has no fork handlers: a child
+/// that `body` forks meanwhile finds them held, and its drainer waits for ever for one.
 pub(crate) fn under_load(works: &[&(dyn Fn() + Sync)], body: impl FnOnce()) {
-    let (done, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (done, n_busy) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let (done, rounds) = (&done, &rounds);
+        let (done, n_busy) = (&done, &n_busy);
         let mut threads = Vec::new();
         for work in works {
             threads.push(scope.spawn(move || {
+                work();
+                n_busy.fetch_add(1, Ordering::Relaxed);
                 while !done.load(Ordering::Relaxed) {
                     work();
-                    rounds.fetch_add(1, Ordering::Relaxed);
                 }
             }));
         }
-        wait_until("threads are busy", || rounds.load(Ordering::Relaxed) > 2 * works.len());
+        wait_until("threads are busy", || n_busy.load(Ordering::Relaxed) == works.len());
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         done.store(true, Ordering::Relaxed);
         join_all(threads);
