@@ -88,7 +88,8 @@ impl<B: Backing> Runtime<B> {
         if !sys::CAN_DEFER {
             return Err(StartError::Platform);
         }
-        let lost_in_fork_bytes = inherited.map_or(0, |runtime| runtime.pending.bytes() as u64);
+        let lost_in_fork_bytes =
+            inherited.map_or(0, |runtime| runtime.pending.waiting_bytes() as u64);
         let giver_before = inherited.map(|runtime| &runtime.giver);
         let inherited = inherited.map_or(0, |runtime| ptr::from_ref(runtime).addr());
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
@@ -488,8 +489,8 @@ impl<B: Backing> Runtime<B> {
             SizeStats {
                 block_bytes: class.bytes() as u64,
                 own_mapping: class.is_huge(),
-                handed_over: load(&counts.handed_over),
-                reused: load(&counts.reused),
+                handed_over: self.pending.handed_over(class),
+                reused: self.pending.reused(class),
                 drained: load(&counts.drained),
                 paid_back: load(&counts.paid_back),
                 over_bound: load(&counts.over_bound),

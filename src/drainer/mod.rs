@@ -286,6 +286,7 @@ pub(crate) fn run<B: Backing>(
         } else if hurry_huge {
             drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {
+            pending.give_up_reserved();
             // Down to half the bound, the largest blocks first: they are the fewest.
             let classes = pending.known_classes_below(CLASSES);
             let excess = |class: Class| {
@@ -295,6 +296,7 @@ pub(crate) fn run<B: Backing>(
             drainer.drain(inside, classes, excess)
         } else if now >= next_mark {
             next_mark = now + mark_every;
+            pending.give_up_reserved();
             let inside =
                 drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class));
             // Outside: no fork has to wait for it.

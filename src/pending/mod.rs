@@ -1,10 +1,10 @@
 //! Freed large blocks that wait: to be taken back by an allocation of their class, or to be old
 //! enough to go back to the allocator underneath.
 //!
-//! Each class has one slot, whose block is the first to be taken back: a program that frees one and allocates one, over and
-//! over, has the same one each time, which is warm. What is freed while the slot is taken goes into a bounded queue. Nothing
-//! here frees a block or wakes a thread: what leaves is handed to the caller. Nobody waits for anybody: see `bag` for what
-//! becomes of a thread that is preempted in the midst of it.
+//! Each class has a slot for the thread, whose block is the first to be taken back: a program that frees one and allocates
+//! one, over and over, has the same one each time, which is warm. What is freed while the slot is taken goes into a bounded
+//! queue. Nothing here frees a block or wakes a thread: what leaves is handed to the caller. Nobody waits for anybody: see
+//! `bag` for what becomes of a thread that is preempted in the midst of it.
 //!
 //! A block stays where it was put until somebody takes it out for good. So whoever looks through slot and queue finds each
 //! block whose free returned before: that is what a flush relies on.
@@ -25,6 +25,7 @@
 mod bag;
 mod class;
 mod queue;
+mod slot;
 #[cfg(all(test, loom))]
 mod models;
 
@@ -33,6 +34,7 @@ use std::ptr;
 use crossbeam_utils::CachePadded;
 
 use queue::{Ends, Queue};
+use slot::{Cleared, N_SLOTS, Slot};
 
 use crate::burst::BURSTS;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -107,7 +109,7 @@ pub(crate) enum Taken {
 /// The blocks of a class that wait at some moment.
 #[derive(Debug)]
 pub(crate) struct All {
-    slots: [Option<Block>; 2],
+    in_slots: [Option<Block>; N_SLOTS + 1],
     ends: Ends,
 }
 
@@ -124,8 +126,8 @@ pub(crate) struct Pending {
 }
 
 struct Backlog {
-    /// Sum of the classes' sizes over the blocks that wait, never above `max_bytes`; or, when none
-    /// waits, [`ASLEEP`].
+    /// Sum of the classes' sizes over the blocks that wait, and over the slots that one was taken back from in this part of a
+    /// delay; never above `max_bytes`. Or, when it is 0, [`ASLEEP`].
     bytes: AtomicUsize,
     peak_bytes: AtomicUsize,
     max_bytes: AtomicUsize,
@@ -140,12 +142,10 @@ struct Backlog {
 const ASLEEP: usize = 1 << (usize::BITS - 1);
 
 /// The blocks of one class that wait.
-// In this order, so that a free and an allocation find what they touch in one cache line.
+// In this order, so that a free and an allocation find what they look at in one cache line.
 #[repr(C)]
 struct Waiting {
-    /// The first to be taken back, or null.
-    first: AtomicPtr<u8>,
-    /// Those that were freed while there was one.
+    /// Those that were freed while the slot was taken.
     queue: Queue,
     /// Least number of blocks that waited since the drainer looked last; at most off by what is
     /// being put or taken this moment.
@@ -160,6 +160,8 @@ struct Waiting {
     /// Whether the last one that was drained was written all over. Huge classes only.
     are_written: AtomicBool,
     age: Age,
+    /// The first to be taken back.
+    slots: [CachePadded<Slot>; N_SLOTS],
 }
 
 /// How long a class keeps what nobody needs. The drainer's alone.
@@ -173,14 +175,10 @@ struct Age {
     missed_then: AtomicU64,
 }
 
-/// Blocks of one class since the start: `handed_over` = all others + those that wait.
+/// Blocks of one class since the start. What reached `put` is what was taken back by an allocation, which the slots count,
+/// and all of these but the last, and what waits.
 #[derive(Default)]
-#[repr(C)]
 pub(crate) struct Counts {
-    /// Frees that reached `put`.
-    pub(crate) handed_over: AtomicU64,
-    /// Taken back by an allocation.
-    pub(crate) reused: AtomicU64,
     /// Given back by the drainer, by `flush`, or because memory had run out.
     pub(crate) drained: AtomicU64,
     /// Given back by an allocation that found no block of its class.
@@ -189,7 +187,7 @@ pub(crate) struct Counts {
     pub(crate) over_bound: AtomicU64,
     /// Freed by the caller because of a full or missing queue.
     pub(crate) queue_full: AtomicU64,
-    /// Allocations that found nothing waiting. Not part of the sum.
+    /// Allocations that found nothing waiting.
     pub(crate) missed: AtomicU64,
 }
 
@@ -217,9 +215,14 @@ impl Pending {
         all <= self.max_bytes() && self.max_bytes() > 0
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, and some that are reserved for blocks which may come back.
     pub(crate) fn bytes(&self) -> usize {
         self.backlog.bytes.load(Ordering::Relaxed) & !ASLEEP
+    }
+
+    /// Bytes that wait, exact when nobody else is at it.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.known_classes().map(|class| self.len(class) * class.bytes()).sum()
     }
 
     /// The drainer falls asleep; false when something waits.
@@ -270,6 +273,16 @@ impl Pending {
 
     pub(crate) fn counts(&self, class: Class) -> &Counts {
         &self.classes[class.index()].counts
+    }
+
+    /// Frees of blocks of `class` that reached `put`.
+    pub(crate) fn handed_over(&self, class: Class) -> u64 {
+        self.classes[class.index()].count_in_slots(|slot| &slot.handed_over)
+    }
+
+    /// Blocks of `class` that were taken back.
+    pub(crate) fn reused(&self, class: Class) -> u64 {
+        self.classes[class.index()].count_in_slots(|slot| &slot.reused)
     }
 
     /// Makes room for blocks of `class`.
@@ -359,16 +372,21 @@ impl Pending {
         if !is_mapped && !self.is_known(class) {
             return Err(Refused::Unknown(block));
         }
-        waiting.counts.handed_over.fetch_add(1, Ordering::Relaxed);
+        let slot = waiting.slot();
+        slot.handed_over.fetch_add(1, Ordering::Relaxed);
         if !is_mapped {
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Queue(block));
         }
+        let block = match slot.refill(block) {
+            Ok(()) => return Ok(Kept::Normal),
+            Err(block) => block,
+        };
         let Some(before) = self.backlog.reserve(class.bytes()) else {
             waiting.counts.over_bound.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::Bound(block));
         };
-        let kept = waiting.put_first(block).or_else(|block| waiting.queue.push(block));
+        let kept = slot.fill(block).or_else(|block| waiting.queue.push(block));
         if let Err(block) = kept {
             self.backlog.release(class.bytes());
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
@@ -398,10 +416,47 @@ impl Pending {
     #[inline]
     pub(crate) fn take(&self, class: Class, align: usize) -> Taken {
         let waiting = &*self.classes[class.index()];
-        let block = waiting.pop_first().or_else(|| waiting.queue.pop_young());
-        match block.or_else(|| waiting.pop_cleared()) {
-            Some(block) => self.taken(class, block, align),
+        let slot = waiting.slot();
+        // A huge block is too much to be reserved for nothing.
+        let (in_slot, bytes) = if class.is_huge() {
+            (self.pop_slot(class, slot), class.bytes())
+        } else {
+            (slot.take(), 0)
+        };
+        if let Some(block) = in_slot {
+            return self.taken(class, block, align, bytes);
+        }
+        let others = || self.pop_slots(class).or_else(|| waiting.pop_cleared());
+        match waiting.queue.pop_young().or_else(others) {
+            Some(block) => self.taken(class, block, align, class.bytes()),
             None => Taken::Nothing,
+        }
+    }
+
+    /// Takes the block out of one of the slots.
+    fn pop_slots(&self, class: Class) -> Option<Block> {
+        self.classes[class.index()].slots.iter().find_map(|slot| self.pop_slot(class, slot))
+    }
+
+    fn pop_slot(&self, class: Class, slot: &Slot) -> Option<Block> {
+        match slot.clear() {
+            Cleared::Block(block) => Some(block),
+            Cleared::Reserved => {
+                self.backlog.release(class.bytes());
+                None
+            }
+            Cleared::Nothing => None,
+        }
+    }
+
+    /// Gives up what is reserved for blocks that were taken back.
+    pub(crate) fn give_up_reserved(&self) {
+        for class in self.known_classes() {
+            for slot in &self.classes[class.index()].slots {
+                if slot.give_up() {
+                    self.backlog.release(class.bytes());
+                }
+            }
         }
     }
 
@@ -412,7 +467,7 @@ impl Pending {
             waiting.wants_zeroed.store(true, Ordering::Relaxed);
         }
         match waiting.pop_cleared() {
-            Some(block) => self.taken(class, block, align),
+            Some(block) => self.taken(class, block, align, class.bytes()),
             None => Taken::Nothing,
         }
     }
@@ -428,18 +483,23 @@ impl Pending {
         {
             return;
         }
-        if let Some(block) = waiting.queue.pop_old().or_else(|| waiting.pop_first()) {
+        if let Some(block) = waiting.queue.pop_old().or_else(|| self.pop_slots(class)) {
             clear(&block);
-            // Nobody else puts one there. Release pairs with the Acquire in `pop`: the zeros.
+            // Nobody else puts one there. Release pairs with the Acquire in `pop_cleared`: the zeros.
             waiting.cleared.store(block.0, Ordering::Release);
         }
     }
 
-    fn taken(&self, class: Class, block: Block, align: usize) -> Taken {
+    /// `bytes` are no longer reserved.
+    #[inline]
+    fn taken(&self, class: Class, block: Block, align: usize, bytes: usize) -> Taken {
         let waiting = &*self.classes[class.index()];
+        if bytes > 0 {
+            self.backlog.release(bytes);
+        }
         waiting.note_low_water();
         if block.0.addr() & (align - 1) != 0 {
-            self.left(class, &waiting.counts.paid_back);
+            waiting.counts.paid_back.fetch_add(1, Ordering::Relaxed);
             return Taken::Misaligned(block);
         }
         if waiting.misses_in_a_row.load(Ordering::Relaxed) != 0 {
@@ -450,7 +510,7 @@ impl Pending {
             let missed = missed.saturating_sub(class.bytes());
             self.backlog.missed_bytes.store(missed, Ordering::Relaxed);
         }
-        self.left(class, &waiting.counts.reused);
+        waiting.slot().reused.fetch_add(1, Ordering::Relaxed);
         Taken::Fitting(block)
     }
 
@@ -494,8 +554,8 @@ impl Pending {
     pub(crate) fn activity(&self) -> u64 {
         self.known_classes()
             .map(|class| {
-                let counts = self.counts(class);
-                sum([&counts.handed_over, &counts.reused, &counts.missed])
+                let n_missed = self.counts(class).missed.load(Ordering::Relaxed);
+                self.handed_over(class).wrapping_add(self.reused(class)).wrapping_add(n_missed)
             })
             .fold(0, u64::wrapping_add)
     }
@@ -514,14 +574,18 @@ impl Pending {
     /// What `drain_of` takes out: all blocks of `class` that wait now.
     pub(crate) fn all(&self, class: Class) -> All {
         let waiting = &*self.classes[class.index()];
-        All { slots: [waiting.pop_first(), waiting.pop_cleared()], ends: waiting.queue.ends() }
+        let in_slots = std::array::from_fn(|i| match waiting.slots.get(i) {
+            Some(slot) => self.pop_slot(class, slot),
+            None => waiting.pop_cleared(),
+        });
+        All { in_slots, ends: waiting.queue.ends() }
     }
 
     /// As `drain`, for one of `all`.
     pub(crate) fn drain_of(&self, all: &mut All, class: Class) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let in_slots = all.slots.iter_mut().find_map(Option::take);
-        let block = in_slots.or_else(|| waiting.queue.pop_before(&all.ends))?;
+        let in_slot = all.in_slots.iter_mut().find_map(Option::take);
+        let block = in_slot.or_else(|| waiting.queue.pop_before(&all.ends))?;
         self.left(class, &waiting.counts.drained);
         waiting.note_low_water();
         Some(block)
@@ -533,7 +597,7 @@ impl Pending {
         count: impl FnOnce(&Counts) -> &AtomicU64,
     ) -> Option<Block> {
         let waiting = &*self.classes[class.index()];
-        let block = waiting.queue.pop_old().or_else(|| waiting.pop_first());
+        let block = waiting.queue.pop_old().or_else(|| self.pop_slots(class));
         let block = block.or_else(|| waiting.pop_cleared())?;
         self.left(class, count(&waiting.counts));
         waiting.note_low_water();
@@ -574,34 +638,29 @@ impl Pending {
 }
 
 impl Waiting {
-    /// Gives the block back where the slot is taken.
+    /// That of the calling thread.
     #[inline]
-    fn put_first(&self, block: Block) -> Result<(), Block> {
-        // The cheap look first. Release pairs with the Acquire in `pop`: what was written to the block before it was freed.
-        let is_free = self.first.load(Ordering::Relaxed).is_null();
-        let put = || {
-            self.first.compare_exchange(
-                ptr::null_mut(),
-                block.0,
-                Ordering::Release,
-                Ordering::Relaxed,
-            )
-        };
-        if is_free && put().is_ok() { Ok(()) } else { Err(block) }
+    fn slot(&self) -> &Slot {
+        &self.slots[slot::of_thread()]
     }
 
-    #[inline]
-    fn pop_first(&self) -> Option<Block> {
-        pop(&self.first)
+    fn count_in_slots(&self, count: impl Fn(&Slot) -> &AtomicU64) -> u64 {
+        sum(self.slots.each_ref().map(|slot| count(slot)))
     }
 
     fn pop_cleared(&self) -> Option<Block> {
-        pop(&self.cleared)
+        if self.cleared.load(Ordering::Relaxed).is_null() {
+            return None;
+        }
+        // Acquire pairs with the Release in `clear_one`.
+        let ptr = self.cleared.swap(ptr::null_mut(), Ordering::Acquire);
+        (!ptr.is_null()).then_some(Block(ptr))
     }
 
     fn len(&self) -> usize {
-        let n_in = |slot: &AtomicPtr<u8>| usize::from(!slot.load(Ordering::Relaxed).is_null());
-        self.queue.len() + n_in(&self.first) + n_in(&self.cleared)
+        let n_in_slots = self.slots.iter().filter(|slot| slot.has_block()).count();
+        let n_cleared = usize::from(!self.cleared.load(Ordering::Relaxed).is_null());
+        self.queue.len() + n_in_slots + n_cleared
     }
 
     #[inline]
@@ -619,18 +678,6 @@ impl Waiting {
 
 fn sum<const N: usize>(counts: [&AtomicU64; N]) -> u64 {
     counts.map(|count| count.load(Ordering::Relaxed)).into_iter().fold(0, u64::wrapping_add)
-}
-
-/// Takes the block in a slot, if there is one.
-#[inline]
-fn pop(slot: &AtomicPtr<u8>) -> Option<Block> {
-    // The cheap look first: a miss should not take the cache line away from those who put.
-    if slot.load(Ordering::Relaxed).is_null() {
-        return None;
-    }
-    // Acquire pairs with the Release in `put_first` and in `clear_one`.
-    let ptr = slot.swap(ptr::null_mut(), Ordering::Acquire);
-    (!ptr.is_null()).then_some(Block(ptr))
 }
 
 impl Age {
