@@ -153,7 +153,7 @@ struct Waiting {
     /// Misses since a block was last taken back.
     misses_in_a_row: AtomicU32,
     counts: Counts,
-    /// One that is all zero, or null.
+    /// One that is all zero, or null, or [`BEING_CLEARED`].
     cleared: AtomicPtr<u8>,
     /// Whether zeroed blocks were asked for since one was cleared last.
     wants_zeroed: AtomicBool,
@@ -163,6 +163,9 @@ struct Waiting {
     /// The first to be taken back.
     slots: [CachePadded<Slot>; N_SLOTS],
 }
+
+/// The drainer has it in hand. No block has this address.
+const BEING_CLEARED: *mut u8 = ptr::without_provenance_mut(1);
 
 /// How long a class keeps what nobody needs. The drainer's alone.
 struct Age {
@@ -483,11 +486,12 @@ impl Pending {
         {
             return;
         }
-        if let Some(block) = waiting.queue.pop_old().or_else(|| self.pop_slots(class)) {
-            clear(&block);
-            // Nobody else puts one there. Release pairs with the Acquire in `pop_cleared`: the zeros.
-            waiting.cleared.store(block.0, Ordering::Release);
-        }
+        // Nobody else puts one there. It waits meanwhile, and whoever counts is to see it.
+        waiting.cleared.store(BEING_CLEARED, Ordering::Relaxed);
+        let block = waiting.queue.pop_old().or_else(|| self.pop_slots(class));
+        let cleared = block.inspect(clear).map_or(ptr::null_mut(), |block| block.0);
+        // Release pairs with the Acquire in `pop_cleared`: the zeros.
+        waiting.cleared.store(cleared, Ordering::Release);
     }
 
     /// `bytes` are no longer reserved.
@@ -649,12 +653,15 @@ impl Waiting {
     }
 
     fn pop_cleared(&self) -> Option<Block> {
-        if self.cleared.load(Ordering::Relaxed).is_null() {
+        let cleared = self.cleared.load(Ordering::Relaxed);
+        if cleared.is_null() || cleared == BEING_CLEARED {
             return None;
         }
         // Acquire pairs with the Release in `clear_one`.
-        let ptr = self.cleared.swap(ptr::null_mut(), Ordering::Acquire);
-        (!ptr.is_null()).then_some(Block(ptr))
+        self.cleared
+            .compare_exchange(cleared, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed)
+            .ok()
+            .map(Block)
     }
 
     fn len(&self) -> usize {
@@ -756,5 +763,61 @@ impl Backlog {
     #[inline]
     fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::alloc::{Layout, alloc_zeroed};
+
+    use super::{Block, Class, Pending, Refused, Taken, ptr};
+
+    fn pending() -> (&'static Pending, Class) {
+        // SAFETY: not empty, and zeros are a valid value.
+        let pending: &Pending = unsafe { &*alloc_zeroed(Layout::new::<Pending>()).cast() };
+        let class = Class::from_index(0);
+        pending.set_up(usize::MAX / 4, 0);
+        pending.prepare(class);
+        (pending, class)
+    }
+
+    fn block(n: usize) -> Block {
+        // SAFETY: nobody looks into it.
+        unsafe { Block::new(ptr::without_provenance_mut((n + 1) << 12)) }
+    }
+
+    /// Seen to fail where `put` keeps the bytes of a block that the queue has refused, and where `give_up_reserved` keeps
+    /// those of a slot.
+    #[test]
+    fn bytes_of_what_waits() {
+        let (pending, class) = pending();
+        let n_kept = (0..).take_while(|&n| pending.put(class, block(n)).is_ok()).count();
+        assert!(matches!(pending.put(class, block(n_kept)), Err(Refused::Queue(_))));
+        assert_eq!((pending.len(class), pending.bytes()), (n_kept, n_kept * class.bytes()));
+        assert!(matches!(pending.take(class, 1), Taken::Fitting(_)));
+        assert_eq!(pending.waiting_bytes(), (n_kept - 1) * class.bytes());
+        pending.give_up_reserved();
+        assert_eq!(pending.bytes(), pending.waiting_bytes());
+        assert_eq!(std::iter::from_fn(|| pending.drain(class)).count(), n_kept - 1);
+        assert_eq!(pending.bytes(), 0);
+    }
+
+    /// Seen to fail where it was nowhere meanwhile.
+    #[test]
+    fn a_block_that_is_being_cleared_waits() {
+        let (pending, class) = pending();
+        assert!(pending.put(class, block(0)).is_ok());
+        (0..2).for_each(|_| assert_eq!(pending.surplus(class), 0));
+        assert!(matches!(pending.take_cleared(class, 1), Taken::Nothing));
+        let mut was_cleared = false;
+        pending.clear_one(class, |_| {
+            was_cleared = true;
+            assert_eq!(pending.len(class), 1);
+            assert!(matches!(pending.take_cleared(class, 1), Taken::Nothing));
+        });
+        assert!(was_cleared);
+        assert_eq!(pending.len(class), 1);
+        assert!(matches!(pending.take_cleared(class, 1), Taken::Fitting(_)));
+        assert_eq!((pending.len(class), pending.bytes()), (0, 0));
     }
 }

@@ -106,7 +106,7 @@ fn each_block_once(preemptions: usize, max_blocks: usize) {
 }
 
 /// Seen to fail where a slot's `replace` or `take`, or `reserve`, load and store instead of exchanging, with Relaxed in the
-/// first two, where bytes are released before the block is out, and where `put` keeps them of a refused one.
+/// first two and in `clear`, where bytes are released before the block is out, and where `pop_slot` keeps what was reserved.
 #[test]
 fn no_block_is_lost_or_there_twice() {
     each_block_once(1, 3);
