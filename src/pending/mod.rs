@@ -436,11 +436,13 @@ impl Pending {
         }
     }
 
-    /// Takes the block out of one of the slots.
+    /// Takes the block out of one of the slots. What is reserved for others stays.
     fn pop_slots(&self, class: Class) -> Option<Block> {
-        self.classes[class.index()].slots.iter().find_map(|slot| self.pop_slot(class, slot))
+        let slots = &self.classes[class.index()].slots;
+        slots.iter().filter(|slot| slot.has_block()).find_map(|slot| self.pop_slot(class, slot))
     }
 
+    /// Takes the block out of a slot, and what is reserved.
     fn pop_slot(&self, class: Class, slot: &Slot) -> Option<Block> {
         match slot.clear() {
             Cleared::Block(block) => Some(block),
