@@ -236,10 +236,12 @@ pub(crate) fn run<B: Backing>(
     let mut purges = Schedule::new(Instant::now(), delay.min(ROUND_MAX));
     let mut activity = Activity::default();
     let mut active_at = Instant::now();
+    // When the program was seen last to use memory of the allocator's, and not only blocks that waited.
+    let mut needed_at = active_at;
     let mut next_burst_round = Instant::now();
     let mut is_burst_left = false;
     let mut last_burst = None;
-    // Whether the program has done anything since memory last went back.
+    // Whether it has since memory last went back.
     let mut has_worked = false;
     loop {
         let idle = pending.bytes() == 0 && !drainer.unpurged && !has_worked && !is_burst_left;
@@ -272,13 +274,17 @@ pub(crate) fn run<B: Backing>(
         // wanted by one at work.
         if now >= next_tick || make_room {
             next_tick = now + round_every;
-            if activity.others_changed(pending) {
+            let Seen { is_active, needs_memory } = activity.others(pending);
+            if is_active {
                 active_at = now;
+            }
+            if needs_memory {
+                needed_at = now;
                 has_worked = true;
             }
         }
         // In steps, each of which is purged: what is freed is not going to be wanted soon.
-        drainer.purges = everything || purges.is_near(now, active_at, last_burst);
+        drainer.purges = everything || purges.is_near(now, needed_at, last_burst);
         let inside = if everything {
             drainer.drain_all(inside)
         } else if make_room {
@@ -319,7 +325,7 @@ pub(crate) fn run<B: Backing>(
                 next_burst_round = now + BURST_ROUND;
                 if activity.bursts_changed() {
                     last_burst = Some(now);
-                    active_at = now;
+                    (active_at, needed_at) = (now, now);
                     has_worked = true;
                 }
                 drainer.drain_bursts(inside, everything || make_room, &mut is_burst_left)
@@ -332,7 +338,7 @@ pub(crate) fn run<B: Backing>(
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
         let dirty = drainer.unpurged || has_worked;
-        if purges.is_due(now, active_at, last_burst, dirty, sys::resident_bytes)
+        if purges.is_due(now, needed_at, last_burst, dirty, sys::resident_bytes)
             // What the program has freed itself the drainer has not seen.
             || flushing
             || everything && drainer.unpurged
@@ -343,7 +349,7 @@ pub(crate) fn run<B: Backing>(
                     BURSTS.purge();
                 }
             });
-            purges.note(now, active_at, resident);
+            purges.note(now, needed_at, resident);
             has_worked = false;
         }
         drop(inside);
@@ -372,6 +378,7 @@ pub(crate) fn run<B: Backing>(
 struct Activity {
     bursts: u64,
     large: u64,
+    missed: u64,
     notes: u64,
 }
 
@@ -381,11 +388,19 @@ impl Activity {
         mem::replace(&mut self.bursts, now) != now
     }
 
-    fn others_changed(&mut self, pending: &Pending) -> bool {
-        let (large, notes) = (pending.activity(), work::n_notes());
-        mem::replace(&mut self.large, large) != large
-            || mem::replace(&mut self.notes, notes) != notes
+    fn others(&mut self, pending: &Pending) -> Seen {
+        let (large, missed, notes) = (pending.activity(), pending.missed(), work::n_notes());
+        let has_noted = mem::replace(&mut self.notes, notes) != notes;
+        let has_missed = mem::replace(&mut self.missed, missed) != missed;
+        let has_changed = mem::replace(&mut self.large, large) != large;
+        Seen { is_active: has_changed || has_noted, needs_memory: has_missed || has_noted }
     }
+}
+
+/// Since it was looked at last.
+struct Seen {
+    is_active: bool,
+    needs_memory: bool,
 }
 
 struct Drainer<'a, B> {

@@ -5,6 +5,7 @@
 //! purge took, the purge came too early, and the next one waits twice as long; where it does not, half as long.
 //!
 //! There are two kinds. One comes when the program has rested for a while, and gives back all that is left of its peak.
+//! It rests as well where it frees blocks and takes them back, over and over: those are not the allocator's to purge.
 //! The other comes while it is at work: what it has not needed from one purge to the next it probably needs no more.
 
 use std::time::Duration;
@@ -28,7 +29,7 @@ const EVERY_MAX: Duration = Duration::from_secs(10);
 const JUDGED_BYTES: usize = 4 << 20;
 
 pub(super) struct Schedule {
-    /// The program rests once it has done nothing for so long; at least, and now.
+    /// The program rests once it has needed nothing for so long; at least, and now.
     rest_min: Duration,
     rest: Duration,
     every: Duration,
@@ -50,17 +51,17 @@ impl Schedule {
         Schedule { rest_min, rest: rest_min, every: EVERY, since: now, last: None }
     }
 
-    /// Whether a purge is due, where the program was seen doing something at `active_at` and freeing bursts at
+    /// Whether a purge is due, where the program was seen to need memory at `needed_at` and freeing bursts at
     /// `last_burst`, and there is something to be purged if `dirty`. `resident` asks for the resident set.
     pub(super) fn is_due(
         &mut self,
         now: Instant,
-        active_at: Instant,
+        needed_at: Instant,
         last_burst: Option<Instant>,
         dirty: bool,
         resident: impl Fn() -> Option<usize>,
     ) -> bool {
-        let at_rest = is_at_rest(now, active_at, last_burst, self.rest);
+        let at_rest = is_at_rest(now, needed_at, last_burst, self.rest);
         let due = if at_rest { dirty } else { now - self.since >= self.every };
         let is_over = |last: &Purge| if last.at_rest { now - last.at >= REST_MAX } else { due };
         if self.last.as_ref().is_some_and(is_over) {
@@ -76,10 +77,10 @@ impl Schedule {
     pub(super) fn is_near(
         &self,
         now: Instant,
-        active_at: Instant,
+        needed_at: Instant,
         last_burst: Option<Instant>,
     ) -> bool {
-        is_at_rest(now, active_at, last_burst, self.rest / 2)
+        is_at_rest(now, needed_at, last_burst, self.rest / 2)
     }
 
     fn judge(&mut self, resident: Option<usize>) {
@@ -100,12 +101,12 @@ impl Schedule {
     }
 
     /// Notes a purge that `is_due` asked for.
-    pub(super) fn note(&mut self, now: Instant, active_at: Instant, resident: [Option<usize>; 2]) {
+    pub(super) fn note(&mut self, now: Instant, needed_at: Instant, resident: [Option<usize>; 2]) {
         self.since = now;
         self.last = match resident {
             [Some(resident_before), Some(resident_after)] => Some(Purge {
                 at: now,
-                at_rest: now - active_at >= self.rest,
+                at_rest: now - needed_at >= self.rest,
                 resident_before,
                 resident_after,
             }),
@@ -116,10 +117,10 @@ impl Schedule {
 
 fn is_at_rest(
     now: Instant,
-    active_at: Instant,
+    needed_at: Instant,
     last_burst: Option<Instant>,
     rest: Duration,
 ) -> bool {
     let after_burst = last_burst.is_some_and(|burst| now - burst < REST_AFTER_BURST);
-    !after_burst && now - active_at >= rest
+    !after_burst && now - needed_at >= rest
 }

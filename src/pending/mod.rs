@@ -558,12 +558,14 @@ impl Pending {
 
     /// A number that changes whenever a large block is allocated or freed.
     pub(crate) fn activity(&self) -> u64 {
-        self.known_classes()
-            .map(|class| {
-                let n_missed = self.counts(class).missed.load(Ordering::Relaxed);
-                self.handed_over(class).wrapping_add(self.reused(class)).wrapping_add(n_missed)
-            })
-            .fold(0, u64::wrapping_add)
+        let counts = |class| self.handed_over(class).wrapping_add(self.reused(class));
+        self.known_classes().map(counts).fold(self.missed(), u64::wrapping_add)
+    }
+
+    /// Allocations that found nothing waiting.
+    pub(crate) fn missed(&self) -> u64 {
+        let missed = |class| self.counts(class).missed.load(Ordering::Relaxed);
+        self.known_classes().map(missed).fold(0, u64::wrapping_add)
     }
 
     /// Takes the block of `class` that has waited longest and gives it back for good.

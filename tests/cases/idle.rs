@@ -1,11 +1,14 @@
-//! A program that has gone idle gives its memory back within a second, on each system by that system's own count.
+//! A program that has gone idle gives its memory back within a second, on each system by that system's own count. So does
+//! one that goes on with blocks which it has.
 //!
-//! Seen to fail with a drainer that does not purge, those of medium blocks without `note_medium_free`, and
-//! `disorder` where a thread keeps its pages when a burst begins.
+//! Seen to fail with a drainer that does not purge, those of medium blocks without `note_medium_free`,
+//! `disorder` where a thread keeps its pages when a burst begins, and `recycling` where all that a program does with large
+//! blocks counts as a need for memory.
 
 use crate::common;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use common::{KIB, MIB, rss, run_child, shuffle, sleep_ms, touched};
 use deferfree::DeferFree;
@@ -38,6 +41,15 @@ pub(crate) fn main() -> ExitCode {
                 made
             });
         }
+        Some("recycling") => returns_during(
+            || (0..256).map(|_| touched(MIB)).collect::<Vec<_>>(),
+            || {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_secs(2) {
+                    drop((0..8).map(|_| touched(MIB)).collect::<Vec<_>>());
+                }
+            },
+        ),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
@@ -47,6 +59,7 @@ pub(crate) fn main() -> ExitCode {
                 ("disorder", || run_child("disorder", &[], 60).expect_clean()),
                 ("medium", || run_child("medium", &[], 60).expect_clean()),
                 ("medium_few", || run_child("medium_few", &[], 60).expect_clean()),
+                ("recycling", || run_child("recycling", &[], 60).expect_clean()),
                 ("medium_late", || run_child("medium_late", &[], 60).expect_clean()),
             ]);
         }
@@ -55,13 +68,17 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Makes 256 MiB, drops them, and does nothing.
-fn returns<T>(make: impl Fn() -> T) {
+fn returns<T>(make: impl FnOnce() -> T) {
+    // One look at the end: each frees what it has read, by which the drainer might hear of the program.
+    returns_during(make, || sleep_ms(1000));
+}
+
+fn returns_during<T>(make: impl FnOnce() -> T, go_on: impl FnOnce()) {
     let before = rss();
     let made = make();
     assert!(rss() >= before + 250 * MIB);
     drop(made);
-    // One look at the end: each frees what it has read, by which the drainer might hear of the program.
-    sleep_ms(1000);
+    go_on();
     let after = rss();
     assert!(
         after <= before + 50 * MIB,
