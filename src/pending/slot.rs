@@ -36,6 +36,7 @@ pub(super) fn of_thread() -> usize {
 /// Stacks that lie side by side have different ones, by and large, if they are of 2 MiB, as the standard library makes
 /// them, or of some power of two above that.
 #[inline(always)]
+#[allow(clippy::modulo_one, reason = "the models have one")]
 fn of_stack(address: usize) -> usize {
     let stack = address >> 21;
     let folded = stack ^ stack >> 4;
