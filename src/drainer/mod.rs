@@ -393,7 +393,8 @@ impl Activity {
         let has_noted = mem::replace(&mut self.notes, notes) != notes;
         let has_missed = mem::replace(&mut self.missed, missed) != missed;
         let has_changed = mem::replace(&mut self.large, large) != large;
-        Seen { is_active: has_changed || has_noted, needs_memory: has_missed || has_noted }
+        let needs_memory = has_missed || has_noted;
+        Seen { is_active: has_changed || needs_memory, needs_memory }
     }
 }
 

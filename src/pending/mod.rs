@@ -164,8 +164,11 @@ struct Waiting {
     slots: [CachePadded<Slot>; N_SLOTS],
 }
 
-/// The drainer has it in hand. No block has this address.
-const BEING_CLEARED: *mut u8 = ptr::without_provenance_mut(1);
+/// In the place of a block, something that no block has for an address; each place says what it stands for.
+const NO_BLOCK: *mut u8 = ptr::without_provenance_mut(1);
+
+/// The drainer has it in hand.
+const BEING_CLEARED: *mut u8 = NO_BLOCK;
 
 /// How long a class keeps what nobody needs. The drainer's alone.
 struct Age {
@@ -405,6 +408,14 @@ impl Pending {
         })
     }
 
+    /// Nothing waits and nothing may. In a model it stays so: what is stored is with the execution.
+    #[cfg(test)]
+    pub(crate) fn zeroed() -> &'static Self {
+        use std::alloc::{Layout, alloc_zeroed};
+        // SAFETY: not empty, and zeros are a valid value.
+        unsafe { &*alloc_zeroed(Layout::new::<Self>()).cast() }
+    }
+
     /// A free that has stopped in the middle; it goes on with the block when it is called.
     #[cfg(all(test, loom))]
     pub(crate) fn begin_to_put(&self, class: Class) -> impl FnOnce(Block) {
@@ -492,7 +503,7 @@ impl Pending {
         waiting.cleared.store(BEING_CLEARED, Ordering::Relaxed);
         let block = waiting.queue.pop_old().or_else(|| self.pop_slots(class));
         let cleared = block.inspect(clear).map_or(ptr::null_mut(), |block| block.0);
-        // Release pairs with the Acquire in `pop_cleared`: the zeros.
+        // Release pairs with the Acquire in `pop`: the zeros.
         waiting.cleared.store(cleared, Ordering::Release);
     }
 
@@ -556,10 +567,10 @@ impl Pending {
         before.saturating_add(1)
     }
 
-    /// A number that changes whenever a large block is allocated or freed.
+    /// A number that changes whenever a large block is freed or taken back.
     pub(crate) fn activity(&self) -> u64 {
         let counts = |class| self.handed_over(class).wrapping_add(self.reused(class));
-        self.known_classes().map(counts).fold(self.missed(), u64::wrapping_add)
+        self.known_classes().map(counts).fold(0, u64::wrapping_add)
     }
 
     /// Allocations that found nothing waiting.
@@ -657,15 +668,7 @@ impl Waiting {
     }
 
     fn pop_cleared(&self) -> Option<Block> {
-        let cleared = self.cleared.load(Ordering::Relaxed);
-        if cleared.is_null() || cleared == BEING_CLEARED {
-            return None;
-        }
-        // Acquire pairs with the Release in `clear_one`.
-        self.cleared
-            .compare_exchange(cleared, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(Block)
+        pop(&self.cleared, ptr::null_mut())
     }
 
     fn len(&self) -> usize {
@@ -689,6 +692,24 @@ impl Waiting {
 
 fn sum<const N: usize>(counts: [&AtomicU64; N]) -> u64 {
     counts.map(|count| count.load(Ordering::Relaxed)).into_iter().fold(0, u64::wrapping_add)
+}
+
+#[inline]
+fn is_block(content: *mut u8) -> bool {
+    !content.is_null() && content != NO_BLOCK
+}
+
+/// Takes the block in a place, if there is one, and leaves `rest`.
+#[inline]
+fn pop(place: &AtomicPtr<u8>, rest: *mut u8) -> Option<Block> {
+    // The cheap look first: a miss should not take the cache line away from those who put.
+    let content = place.load(Ordering::Relaxed);
+    if !is_block(content) {
+        return None;
+    }
+    // Acquire pairs with the Release in `Slot::replace` and in `clear_one`. The same address is the same block, whoever has
+    // had it since.
+    place.compare_exchange(content, rest, Ordering::Acquire, Ordering::Relaxed).ok().map(Block)
 }
 
 impl Age {
@@ -772,13 +793,10 @@ impl Backlog {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::alloc::{Layout, alloc_zeroed};
-
     use super::{Block, Class, Pending, Refused, Taken, ptr};
 
     fn pending() -> (&'static Pending, Class) {
-        // SAFETY: not empty, and zeros are a valid value.
-        let pending: &Pending = unsafe { &*alloc_zeroed(Layout::new::<Pending>()).cast() };
+        let pending = Pending::zeroed();
         let class = Class::from_index(0);
         pending.set_up(usize::MAX / 4, 0);
         pending.prepare(class);

@@ -1,17 +1,10 @@
 //! Models of what comes and goes, see `sync`.
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::rc::Rc;
 
 use super::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::sync::thread;
 use crate::sync::{Plain, check};
-
-/// Zeros, which remain: what is stored is with the execution.
-fn pending() -> &'static Pending {
-    // SAFETY: not empty, and zeros are a valid value.
-    unsafe { &*alloc_zeroed(Layout::new::<Pending>()).cast() }
-}
 
 /// The memory of some blocks. Whoever has a block writes to it.
 #[derive(Clone)]
@@ -74,7 +67,7 @@ fn drain(pending: &Pending, blocks: &Blocks) -> Option<usize> {
 /// Threads that put blocks and take some, and a drainer: of three blocks each is in one hand in the end.
 /// At most `max_blocks` wait.
 fn each_block_once(preemptions: usize, max_blocks: usize) {
-    let pending = pending();
+    let pending = Pending::zeroed();
     check(Some(preemptions), 64, move || {
         pending.set_up(max_blocks * class().bytes(), 0);
         pending.prepare(class());
@@ -126,7 +119,7 @@ fn nor_where_the_bound_is_reached() {
 /// keeps nothing reserved.
 #[test]
 fn nothing_waits_unheard() {
-    let pending = pending();
+    let pending = Pending::zeroed();
     check(Some(3), 64, move || {
         pending.set_up(2 * class().bytes(), 0);
         pending.prepare(class());
@@ -137,11 +130,7 @@ fn nothing_waits_unheard() {
             for _ in 0..2 {
                 let kept = pending.put(class(), own.at(0)).unwrap();
                 woken |= kept == Kept::WasAsleep;
-                let block = match pending.take(class(), 1) {
-                    Taken::Fitting(block) => block,
-                    _ => panic!("nobody else takes it"),
-                };
-                assert_eq!(own.number(block), 0);
+                assert_eq!(take(pending, &own), Some(0));
             }
             woken |= pending.put(class(), own.at(0)).unwrap() == Kept::WasAsleep;
             woken

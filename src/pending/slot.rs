@@ -6,7 +6,7 @@
 
 use std::ptr;
 
-use super::Block;
+use super::{Block, NO_BLOCK, is_block, pop};
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -23,8 +23,8 @@ pub(super) struct Slot {
     pub(super) reused: AtomicU64,
 }
 
-/// No block, but the bytes of one count as waiting. No block has this address.
-const RESERVED: *mut u8 = ptr::without_provenance_mut(1);
+/// No block, but the bytes of one count as waiting.
+const RESERVED: *mut u8 = NO_BLOCK;
 
 /// Which of them the calling thread uses; a matter of speed alone.
 #[inline(always)]
@@ -58,7 +58,7 @@ impl Slot {
 
     #[inline]
     fn replace(&self, empty: *mut u8, block: Block) -> Result<(), Block> {
-        // The cheap look first. Release pairs with the Acquire in `take`: what was written to the block before it was freed.
+        // The cheap look first. Release pairs with the Acquire in `pop`: what was written to the block before it was freed.
         let is_empty = self.content.load(Ordering::Relaxed) == empty;
         let put =
             || self.content.compare_exchange(empty, block.0, Ordering::Release, Ordering::Relaxed);
@@ -68,16 +68,7 @@ impl Slot {
     /// Takes the block, if there is one. What is reserved for it stays.
     #[inline]
     pub(super) fn take(&self) -> Option<Block> {
-        // The cheap look first: a miss should not take the cache line away from those who put.
-        let content = self.content.load(Ordering::Relaxed);
-        if content.is_null() || content == RESERVED {
-            return None;
-        }
-        // Acquire pairs with the Release in `replace`. The same address is the same block, whoever has had it since.
-        self.content
-            .compare_exchange(content, RESERVED, Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(Block)
+        pop(&self.content, RESERVED)
     }
 
     /// Takes the block, and what is reserved: that is now the caller's to give up.
@@ -85,7 +76,7 @@ impl Slot {
         if self.content.load(Ordering::Relaxed).is_null() {
             return Cleared::Nothing;
         }
-        // As in `take`.
+        // As in `pop`.
         let content = self.content.swap(ptr::null_mut(), Ordering::Acquire);
         if content.is_null() {
             Cleared::Nothing
@@ -108,8 +99,7 @@ impl Slot {
 
     #[inline]
     pub(super) fn has_block(&self) -> bool {
-        let content = self.content.load(Ordering::Relaxed);
-        !content.is_null() && content != RESERVED
+        is_block(self.content.load(Ordering::Relaxed))
     }
 }
 
