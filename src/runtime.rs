@@ -20,7 +20,7 @@ use crate::burst::local::{self, Local};
 use crate::burst::{BURSTS, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good, work};
-use crate::huge::{self, Use};
+use crate::huge::{self, Coverage, Use};
 use crate::lifecycle::{self, Failure, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
@@ -241,11 +241,15 @@ impl<B: Backing> Runtime<B> {
     fn alloc_huge(&self, class: Class, layout: Layout, for_use: Use) -> *mut u8 {
         let mut for_use = for_use;
         if for_use.is_zeroed() {
+            let expects_written = self.pending.expects_written(class);
+            if let Some(block) = self.take_and_clear(class, layout, expects_written) {
+                return block.as_ptr();
+            }
             // What waits is not zero. The system makes it so, for others, while the caller uses what is.
             if self.pending.len(class) > 0 {
                 self.control.hurry_huge(&self.pending);
             }
-            if self.pending.are_written(class) {
+            if expects_written {
                 for_use = Use::ZeroedAndWritten;
             }
         } else if let Some(block) =
@@ -254,6 +258,36 @@ impl<B: Backing> Runtime<B> {
             return block.as_ptr();
         }
         self.alloc_missed(class, layout, for_use)
+    }
+
+    /// A waiting huge block, made zero: one that was written sparsely, or one all of whose pages are there and are going to
+    /// be wanted.
+    fn take_and_clear(&self, class: Class, layout: Layout, expects_written: bool) -> Option<Block> {
+        if layout.align() > huge::UNIT_BYTES {
+            return None;
+        }
+        let block = self.fitting(class, self.pending.take(class, layout.align()))?;
+        // SAFETY: a huge block, which is ours.
+        let coverage = unsafe { huge::coverage(block.as_ptr()) };
+        self.pending.note_written(class, coverage);
+        let is_whole = match coverage {
+            Coverage::Whole => true,
+            Coverage::Unknown => expects_written,
+            Coverage::Part | Coverage::Sparse => false,
+        };
+        // SAFETY: the same block, which is as long as those of its class are.
+        unsafe {
+            if is_whole && class.bytes() <= huge::CLEARED_BYTES {
+                huge::clear(block.as_ptr(), layout.size());
+                return Some(block);
+            }
+            if coverage == Coverage::Sparse && huge::clear_sparse(block.as_ptr()) {
+                return Some(block);
+            }
+            // Back to where it was.
+            self.dealloc(class, block.as_ptr());
+        }
+        None
     }
 
     /// A waiting huge block that is not much larger than `class`, which is a huge one: a block that grows is going to

@@ -543,7 +543,7 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
     unsafe {
         if class.is_huge() {
             let unmapped = huge::unmap(ptr);
-            pending.note_written(class, unmapped.was_written);
+            pending.note_written(class, unmapped.coverage);
             pending.note_released(unmapped.released);
             return;
         }

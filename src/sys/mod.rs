@@ -25,6 +25,8 @@
 //!   false when refused, as it always is but if `MOVES_MAPPINGS`.
 //! - `release_in_pieces(ptr, len)`: gives pages back to the system without unmapping them. Each is zero afterwards or,
 //!   where the system has not got round to it, as it was; on Linux it is zero.
+//! - `make_zero(ptr, len)`: makes pages zero by giving them back to the system; false when refused, as where that cannot be
+//!   done and known.
 //! - `want_huge_pages(ptr, len)`, `make_ready(ptr, len)`: wishes, which are granted or not. Huge pages behind a mapping;
 //!   memory behind pages before they are touched.
 //! - `is_resident(page)`: whether a page of a mapping has memory behind it; false where the system does not say, which is
@@ -88,11 +90,11 @@ mod unix;
 pub(crate) use system::{
     CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
     at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
-    grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, map_aligned, map_zeroed,
-    memory_in_use, memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes, page_faults,
-    prepare_to_start_threads, process_cpu_ns, release_in_pieces, replace_file, start_thread,
-    stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap, want_huge_pages,
-    write_stderr,
+    grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, make_zero, map_aligned,
+    map_zeroed, memory_in_use, memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes,
+    page_faults, prepare_to_start_threads, process_cpu_ns, release_in_pieces, replace_file,
+    start_thread, stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap,
+    want_huge_pages, write_stderr,
 };
 
 /// The process's memory, as the system counts it.

@@ -100,6 +100,12 @@ pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
 }
 
+/// # Safety
+/// None is needed: nothing is ever mapped here.
+pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
+    false
+}
+
 pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     None
 }

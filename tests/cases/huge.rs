@@ -31,7 +31,7 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     cases! {
-        grows_without_copying grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written shrinks becomes_ordinary
+        grows_without_copying grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
         on_the_systems_allocator on_mimalloc
     }
@@ -40,8 +40,10 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(case: &str) {
     // What waits there must not be given back first, however slow the machine is.
-    let delay =
-        if matches!(case, "grows_on_what_waits" | "to_and_fro") { "3600s" } else { "250ms" };
+    let delay = match case {
+        "grows_on_what_waits" | "to_and_fro" | "written_again" | "sparse_again" => "3600s",
+        _ => "250ms",
+    };
     let output = run_child(case, &[("DEFERFREE_DELAY", delay)], 120);
     if case == "where_nothing_runs" {
         output.expect_code(0);
@@ -179,6 +181,53 @@ fn zeroed_and_written() {
     assert!(first > 16_000);
     let second = n_faults(64 * MIB);
     assert!(second < first / 2, "{first} page faults, then {second}");
+}
+
+/// Tables that are filled one after the other are one mapping, whose pages are there and zero.
+fn written_again() {
+    if cfg!(deferfree_posix) {
+        return println!("!! nobody tells what is resident: SKIPPED");
+    }
+    let table = || {
+        let mut table = vec![0u8; 64 * MIB];
+        assert!(table.iter().all(|byte| *byte == 0));
+        table.fill(0xff);
+    };
+    (0..2).for_each(|_| table());
+    let (n_faults, reused) = (faults(), GLOBAL.stats().reused.blocks);
+    (0..20).for_each(|_| table());
+    let n_faults = faults() - n_faults;
+    assert!(n_faults < 1000, "{n_faults} page faults");
+    assert_eq!(GLOBAL.stats().reused.blocks, reused + 20);
+}
+
+/// Tables that are hardly used, after filled ones of the same size: it is found out, and from then on they are one
+/// mapping of which nothing stays resident.
+fn sparse_again() {
+    if cfg!(deferfree_posix) {
+        return println!("!! nobody tells what is resident: SKIPPED");
+    }
+    let before = rss();
+    for _ in 0..3 {
+        vec![0u8; 32 * MIB].fill(0xff);
+    }
+    let table = |round: usize| {
+        let mut table = vec![0u8; 32 * MIB];
+        for i in 0..100 {
+            let at = i * (32 * MIB / 100) + round * 4099;
+            assert_eq!(table[at], 0);
+            table[at] = 1;
+        }
+        rss().saturating_sub(before)
+    };
+    let n_rounds = (0..200).take_while(|&round| table(round % 70) > 8 * MIB).count();
+    assert!((100..150).contains(&n_rounds), "found out after {n_rounds} rounds");
+    GLOBAL.flush();
+    table(0);
+    let reused = GLOBAL.stats().reused.blocks;
+    let most = (0..50).map(table).max().unwrap();
+    assert!(most < 8 * MIB, "{} MiB", most / MIB);
+    assert_eq!(GLOBAL.stats().reused.blocks, reused + 50);
 }
 
 /// What is cut off is given back, and what is left stays where it is.

@@ -103,6 +103,15 @@ pub(crate) unsafe fn is_resident(page: *mut u8) -> bool {
     error == 0 && state & 1 != 0
 }
 
+/// Makes pages zero by having the system take their memory back; false when refused, as where memory is locked.
+///
+/// # Safety
+/// `[ptr, ptr + len)` must be whole pages of a mapping of this module's, and nobody wants what is in them.
+pub(crate) unsafe fn make_zero(ptr: *mut u8, len: usize) -> bool {
+    // SAFETY: the caller's. Of a private anonymous mapping each page is zero when it is touched next.
+    unsafe { release(ptr, len) }
+}
+
 /// Has the system take the memory of some pages back.
 ///
 /// # Safety

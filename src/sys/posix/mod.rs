@@ -37,6 +37,14 @@ pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
 }
 
+/// It would be no cheaper than a fresh mapping.
+///
+/// # Safety
+/// See `sys`.
+pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
+    false
+}
+
 /// Bytes of memory that this process may use.
 pub(crate) fn memory_limit() -> Option<usize> {
     machine_bytes()

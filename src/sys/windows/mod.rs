@@ -68,6 +68,14 @@ pub(crate) unsafe fn is_resident(_page: *mut u8) -> bool {
     false
 }
 
+/// It would be no cheaper than a fresh mapping.
+///
+/// # Safety
+/// See `sys`.
+pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
+    false
+}
+
 fn memory_counters() -> Option<PROCESS_MEMORY_COUNTERS> {
     let mut counters = PROCESS_MEMORY_COUNTERS::default();
     let size = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;
