@@ -387,8 +387,9 @@ impl<B: Backing> DeferFree<B> {
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
         match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
+                let medium = if threshold == SWITCHED_OFF { threshold } else { MEDIUM_BYTES };
                 let plain_below =
-                    threshold.min(MEDIUM_BYTES).min(self.timed_from.load(Ordering::Relaxed));
+                    threshold.min(medium).min(self.timed_from.load(Ordering::Relaxed));
                 self.plain_below.store(plain_below, Ordering::Relaxed);
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
