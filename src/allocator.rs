@@ -688,7 +688,10 @@ impl<B: Backing> DeferFree<B> {
                 self.alloc(new_layout)
             };
             if !new.is_null() {
-                ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
+                let size = layout.size().min(new_size);
+                let moves = size >= huge::MOVED_BYTES && self.backing.pages_may_move();
+                let moved = if moves { huge::move_pages(ptr, size, new) } else { 0 };
+                ptr::copy_nonoverlapping(ptr.add(moved), new.add(moved), size - moved);
                 self.dealloc(ptr, layout);
             }
             new

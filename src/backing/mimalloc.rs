@@ -107,6 +107,11 @@ unsafe impl Backing for Mimalloc {
         layout.size() > ARENA_MAX_BYTES || layout.align() > ARENA_MAX_ALIGN
     }
 
+    /// It keeps nothing in a live block, and takes what was in a freed one for dirty.
+    fn pages_may_move(&self) -> bool {
+        true
+    }
+
     /// While a drainer is awake, mimalloc's own purge is so far off that the drainer comes first.
     /// While all sleep, mimalloc purges as it does without this crate. A delay that the user set in
     /// the environment (`MIMALLOC_PURGE_DELAY`) stands.

@@ -52,6 +52,13 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         false
     }
 
+    /// Whether the pages of a live block of 8 MiB or more may be moved elsewhere by the system (`mremap` of Linux), which
+    /// leaves zero ones in their place; it is freed then. So it may be where the block begins at the beginning of a page, and
+    /// its memory is private and anonymous, and no file's or other process's. Asked when such a block grows.
+    fn pages_may_move(&self) -> bool {
+        false
+    }
+
     /// Called with `true` before the drainer starts, and by the drainer whenever it falls asleep or
     /// wakes up. While it is awake it calls [`purge`](Backing::purge), so the program's threads need
     /// not return memory to the system themselves.

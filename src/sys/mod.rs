@@ -23,6 +23,8 @@
 //! - `grow_in_place(ptr, old_len, new_len)`: makes a mapping longer where it is, by zero bytes; false when refused.
 //! - `move_mapping(ptr, old_len, to, new_len)`: moves its pages, not what is in them, to where another mapping is, which goes;
 //!   false when refused, as it always is but if `MOVES_MAPPINGS`.
+//! - `move_pages(ptr, len, to)`: moves a part of a mapping's pages, and leaves zero ones; false when refused, as it always is
+//!   but if `MOVES_MAPPINGS`.
 //! - `release_in_pieces(ptr, len)`: gives pages back to the system without unmapping them. Each is zero afterwards or,
 //!   where the system has not got round to it, as it was; on Linux it is zero.
 //! - `make_zero(ptr, len)`: makes pages zero by giving them back to the system; false when refused, as where that cannot be
@@ -91,9 +93,9 @@ pub(crate) use system::{
     CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
     at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
     grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, make_zero, map_aligned,
-    map_zeroed, memory_in_use, memory_limit, monotonic_ns, move_mapping, name_thread, page_bytes,
-    page_faults, prepare_to_start_threads, process_cpu_ns, release_in_pieces, replace_file,
-    start_thread, stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap,
+    map_zeroed, memory_in_use, memory_limit, monotonic_ns, move_mapping, move_pages, name_thread,
+    page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns, release_in_pieces,
+    replace_file, start_thread, stay_loaded, thread_cpu_clock, thread_cpu_ns, thread_word, unmap,
     want_huge_pages, write_stderr,
 };
 

@@ -106,6 +106,12 @@ pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
     false
 }
 
+/// # Safety
+/// None is needed: nothing is ever mapped here.
+pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _to: *mut u8) -> bool {
+    false
+}
+
 pub(crate) fn memory_in_use() -> Option<MemoryInUse> {
     None
 }

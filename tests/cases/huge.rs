@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use common::{GIB, KIB, MIB, ROOM, fork, rss, run_child, wait_ok, wait_until};
+use common::{GIB, KIB, MIB, ROOM, fork, refuse_calls, rss, run_child, wait_ok, wait_until};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
@@ -31,9 +31,9 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     cases! {
-        grows_without_copying grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again shrinks becomes_ordinary
+        grows_without_copying moves_in grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
-        on_the_systems_allocator on_mimalloc
+        where_calls_are_refused on_the_systems_allocator on_mimalloc
     }
     ExitCode::SUCCESS
 }
@@ -41,7 +41,9 @@ pub(crate) fn main() -> ExitCode {
 fn run(case: &str) {
     // What waits there must not be given back first, however slow the machine is.
     let delay = match case {
-        "grows_on_what_waits" | "to_and_fro" | "written_again" | "sparse_again" => "3600s",
+        "grows_on_what_waits" | "moves_in" | "to_and_fro" | "written_again" | "sparse_again" => {
+            "3600s"
+        }
         _ => "250ms",
     };
     let output = run_child(case, &[("DEFERFREE_DELAY", delay)], 120);
@@ -104,6 +106,40 @@ fn grows_without_copying() {
     let mut numbers = Vec::new();
     (0..20 * MIB).for_each(|i| numbers.push(i));
     assert!(numbers.iter().enumerate().all(|(i, number)| i == *number));
+}
+
+/// A block of the allocator underneath that grows moves its pages, all but the last one, into a mapping of its own.
+fn moves_in() {
+    const LEN: usize = 100 * MIB + 123;
+    let before = rss();
+    let mut block: Vec<u8> = Vec::with_capacity(LEN);
+    (0..LEN).for_each(|i| block.push((i / 4093) as u8));
+    let is_whole = |block: &[u8]| {
+        block.iter().take(LEN).enumerate().all(|(i, byte)| *byte == (i / 4093) as u8)
+    };
+    let (at, n_faults) = (block.as_ptr(), faults());
+    block.reserve_exact(100 * MIB);
+    let n_faults = faults() - n_faults;
+    assert_ne!(at, block.as_ptr());
+    if MOVES {
+        assert!(n_faults < 100, "{n_faults} page faults");
+        assert!(rss() < before + LEN + 8 * MIB);
+    }
+    assert!(is_whole(&block));
+    // One mapping, which grows on.
+    let n_faults = faults();
+    block.reserve_exact(400 * MIB);
+    let n_faults = faults() - n_faults;
+    assert!(n_faults < 100 || !MOVES, "{n_faults} page faults");
+    assert!(is_whole(&block));
+    // Where it was is memory as any other.
+    let mut other: Vec<u8> = Vec::with_capacity(LEN);
+    assert_eq!(other.as_ptr(), at);
+    other.resize(LEN, 7);
+    assert!(other.iter().all(|byte| *byte == 7) && is_whole(&block));
+    block.resize(300 * MIB, 0);
+    mark(&mut block);
+    check(&block);
 }
 
 /// A block that grows takes a mapping that waits, and need not grow again as long as there is room.
@@ -228,6 +264,24 @@ fn sparse_again() {
     let most = (0..50).map(table).max().unwrap();
     assert!(most < 8 * MIB, "{} MiB", most / MIB);
     assert_eq!(GLOBAL.stats().reused.blocks, reused + 50);
+}
+
+/// Nothing moves, nothing is told of pages, nothing is given back: copied, cleared or made anew all the same.
+fn where_calls_are_refused() {
+    refuse_calls(&[libc::SYS_mremap, libc::SYS_mincore, libc::SYS_madvise], libc::EPERM);
+    for round in 0..5 {
+        let mut block: Vec<u8> = Vec::with_capacity(64 * MIB);
+        block.resize(64 * MIB, 7);
+        for bytes in [100 * MIB, 300 * MIB] {
+            block.reserve_exact(bytes - block.len());
+            assert!(block.iter().all(|byte| *byte == 7));
+        }
+        let mut table = vec![0u8; 64 * MIB];
+        assert!(table.iter().all(|byte| *byte == 0));
+        // Now a page of it, now all.
+        let written = if round % 2 == 0 { 1 } else { table.len() };
+        table[..written].fill(1);
+    }
 }
 
 /// What is cut off is given back, and what is left stays where it is.

@@ -1,6 +1,7 @@
 //! Memory of the kernel's, past the allocator.
 
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::unix::page_bytes;
 
@@ -22,6 +23,10 @@ pub(crate) fn map_zeroed(len: usize) -> *mut u8 {
     }
     ptr.cast()
 }
+
+// linux/mman.h
+const MREMAP_MAYMOVE: libc::c_long = 1;
+const MREMAP_FIXED: libc::c_long = 2;
 
 /// Whether `move_mapping` can succeed.
 pub(crate) const MOVES_MAPPINGS: bool = true;
@@ -63,11 +68,31 @@ pub(crate) unsafe fn move_mapping(
     to: *mut u8,
     new_len: usize,
 ) -> bool {
-    // linux/mman.h
-    const MREMAP_MAYMOVE: libc::c_long = 1;
-    const MREMAP_FIXED: libc::c_long = 2;
     // SAFETY: the caller's. What is replaced is the second mapping.
     unsafe { remap(ptr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to) }
+}
+
+/// Moves pages out of a mapping, which stays and is zero there, to where another mapping is, which goes. False when refused:
+/// then the pages are as they were, and whether the other mapping is still there nobody knows; what was refused once is not
+/// asked for again.
+///
+/// # Safety
+/// `[ptr, ptr + len)` must be whole pages of one private anonymous mapping; `to` must come from the functions that map,
+/// with that length, and nobody uses it.
+pub(crate) unsafe fn move_pages(ptr: *mut u8, len: usize, to: *mut u8) -> bool {
+    // linux/mman.h; since Linux 5.7.
+    const MREMAP_DONTUNMAP: libc::c_long = 4;
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    if REFUSED.load(Ordering::Relaxed) {
+        return false;
+    }
+    let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+    // SAFETY: the caller's. What is replaced is the second mapping.
+    let moved = unsafe { remap(ptr, len, len, flags, to) };
+    if !moved {
+        REFUSED.store(true, Ordering::Relaxed);
+    }
+    moved
 }
 
 /// Asks for huge pages behind a mapping.

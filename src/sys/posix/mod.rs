@@ -45,6 +45,12 @@ pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
     false
 }
 
+/// # Safety
+/// See `sys`.
+pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _to: *mut u8) -> bool {
+    false
+}
+
 /// Bytes of memory that this process may use.
 pub(crate) fn memory_limit() -> Option<usize> {
     machine_bytes()

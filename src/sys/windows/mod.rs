@@ -76,6 +76,12 @@ pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
     false
 }
 
+/// # Safety
+/// See `sys`.
+pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _to: *mut u8) -> bool {
+    false
+}
+
 fn memory_counters() -> Option<PROCESS_MEMORY_COUNTERS> {
     let mut counters = PROCESS_MEMORY_COUNTERS::default();
     let size = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;
