@@ -284,9 +284,8 @@ impl<B: Backing> Runtime<B> {
             if coverage == Coverage::Sparse && huge::clear_sparse(block.as_ptr()) {
                 return Some(block);
             }
-            // Back to where it was.
-            self.dealloc(class, block.as_ptr());
         }
+        self.kept(class, self.pending.put_back(class, block));
         None
     }
 
@@ -444,7 +443,13 @@ impl<B: Backing> Runtime<B> {
     #[inline]
     pub(crate) unsafe fn dealloc(&self, class: Class, ptr: *mut u8) -> bool {
         // SAFETY: the caller gives up a block of the class.
-        match self.pending.put(class, unsafe { Block::new(ptr) }) {
+        self.kept(class, self.pending.put(class, unsafe { Block::new(ptr) }))
+    }
+
+    /// What follows from a block's being put where it waits, or not. False if it was freed at once and is not counted.
+    #[inline]
+    fn kept(&self, class: Class, kept: Result<Kept, Refused>) -> bool {
+        match kept {
             Ok(Kept::Normal) => true,
             Ok(Kept::WasAsleep | Kept::OverHighWater) => {
                 self.control.wake();

@@ -423,6 +423,14 @@ impl Pending {
         })
     }
 
+    /// As `put`, for a block that has just been taken and was of no use: as if nobody had.
+    pub(crate) fn put_back(&self, class: Class, block: Block) -> Result<Kept, Refused> {
+        let slot = self.classes[class.index()].slot();
+        slot.reused.fetch_sub(1, Ordering::Relaxed);
+        slot.handed_over.fetch_sub(1, Ordering::Relaxed);
+        self.put(class, block)
+    }
+
     /// Nothing waits and nothing may. In a model it stays so: what is stored is with the execution.
     #[cfg(test)]
     pub(crate) fn zeroed() -> &'static Self {

@@ -31,7 +31,7 @@ pub(crate) fn main() -> ExitCode {
         };
     }
     cases! {
-        grows_without_copying moves_in grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again shrinks becomes_ordinary
+        grows_without_copying moves_in grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again half_written shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
         where_calls_are_refused on_the_systems_allocator on_mimalloc
     }
@@ -264,6 +264,20 @@ fn sparse_again() {
     let most = (0..50).map(table).max().unwrap();
     assert!(most < 8 * MIB, "{} MiB", most / MIB);
     assert_eq!(GLOBAL.stats().reused.blocks, reused + 50);
+}
+
+/// Tables of which half is written are made anew, and what waits of them counts as given back and not as taken.
+fn half_written() {
+    for _ in 0..10 {
+        let mut table = vec![0u8; 64 * MIB];
+        // To read the other half would put a page behind each of its pages as well.
+        assert!(table[..32 * MIB].iter().all(|byte| *byte == 0));
+        table[..32 * MIB].fill(1);
+    }
+    GLOBAL.flush();
+    let stats = GLOBAL.stats();
+    let counted = (stats.handed_over.blocks, stats.reused.blocks, stats.drained.blocks);
+    assert_eq!(counted, (10, 0, 10), "{stats:?}");
 }
 
 /// Nothing moves, nothing is told of pages, nothing is given back: copied, cleared or made anew all the same.
