@@ -121,8 +121,9 @@ fn moves_in() {
     block.reserve_exact(100 * MIB);
     let n_faults = faults() - n_faults;
     assert_ne!(at, block.as_ptr());
+    // To copy takes 25 600.
     if MOVES {
-        assert!(n_faults < 100, "{n_faults} page faults");
+        assert!(n_faults < 2000, "{n_faults} page faults");
         assert!(rss() < before + LEN + 8 * MIB);
     }
     assert!(is_whole(&block));
@@ -130,7 +131,7 @@ fn moves_in() {
     let n_faults = faults();
     block.reserve_exact(400 * MIB);
     let n_faults = faults() - n_faults;
-    assert!(n_faults < 100 || !MOVES, "{n_faults} page faults");
+    assert!(n_faults < 2000 || !MOVES, "{n_faults} page faults");
     assert!(is_whole(&block));
     // Where it was is memory as any other.
     let mut other: Vec<u8> = Vec::with_capacity(LEN);
