@@ -682,19 +682,27 @@ impl<B: Backing> DeferFree<B> {
         // SAFETY: both sizes are the caller's; the blocks are distinct, and the old one is given up
         // only when the new one holds its contents.
         unsafe {
-            let new = if new_size > layout.size() && new_size >= threshold {
-                self.alloc_large(new_layout, Use::Grown)
-            } else {
-                self.alloc(new_layout)
-            };
-            if !new.is_null() {
-                let size = layout.size().min(new_size);
-                let moves = size >= huge::MOVED_BYTES && self.backing.pages_may_move();
-                let moved = if moves { huge::move_pages(ptr, size, new) } else { 0 };
+            let size = layout.size().min(new_size);
+            let mut moves = size >= huge::MOVED_BYTES && self.backing.pages_may_move();
+            loop {
+                let new = if new_size > layout.size() && new_size >= threshold {
+                    self.alloc_large(new_layout, Use::Grown)
+                } else {
+                    self.alloc(new_layout)
+                };
+                if new.is_null() {
+                    return new;
+                }
+                let moved = if moves { huge::move_pages(ptr, size, new) } else { Some(0) };
+                let Some(moved) = moved else {
+                    // The new block has been lost over it.
+                    moves = false;
+                    continue;
+                };
                 ptr::copy_nonoverlapping(ptr.add(moved), new.add(moved), size - moved);
                 self.dealloc(ptr, layout);
+                return new;
             }
-            new
         }
     }
 

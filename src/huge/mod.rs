@@ -259,36 +259,39 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
 
 /// Moves pages from the beginning of any block to that of a huge one: how many bytes of the `len` that are in the block, 0 when
 /// that cannot be. Where they were is zero then. A huge block whose pages are there is left as it is: to write them costs
-/// less than to fault others in.
+/// less than to fault others in. `None`: the huge block is no more, and what was to be moved is as it was.
 ///
 /// # Safety
 /// `from` has `len` bytes in pages of one private anonymous mapping; `to` is a huge block of at least that length, of
 /// which nobody wants what is in it. Both are the caller's.
-pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> usize {
+pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Option<usize> {
     let page = sys::page_bytes();
     let (len, to_len) = (len / page * page, TABLE.len(to));
     // SAFETY: the first page of the caller's block.
     let is_there = || unsafe { sys::is_resident(to) };
     if !sys::MOVES_MAPPINGS || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
-        return 0;
+        return Some(0);
     }
     // By a mapping of their own, so that the block is one mapping in the end, which can grow.
     let between = sys::map_aligned(len, UNIT_BYTES);
     // SAFETY: the caller's blocks, and a mapping that nobody knows of.
     unsafe {
         if between.is_null() || !sys::move_pages(from, len, between) {
-            return 0;
+            return Some(0);
         }
         if sys::move_mapping(between, len, to, to_len) {
             if cfg!(not(feature = "no_thp")) {
                 sys::want_huge_pages(to, to_len);
             }
-            return len;
+            return Some(len);
         }
         from.copy_from_nonoverlapping(between, len);
         sys::unmap(between, len);
     }
-    0
+    // Nobody knows whether it is there.
+    TABLE.set(to, 0);
+    N_BLOCKS.fetch_sub(1, Ordering::Relaxed);
+    None
 }
 
 /// Cuts off what is beyond `len` bytes, whole units, as a huge block of its own; null when that cannot be.
@@ -363,14 +366,14 @@ mod tests {
         // SAFETY: within the mappings just made.
         unsafe {
             from.write_bytes(7, LEN);
-            assert_eq!(move_pages(from.add(1), LEN / 2, to), 0);
-            let moved = move_pages(from, LEN - 5, to);
+            assert_eq!(move_pages(from.add(1), LEN / 2, to), Some(0));
+            let moved = move_pages(from, LEN - 5, to).unwrap();
             assert!(moved == 0 || moved == LEN - sys::page_bytes(), "{moved}");
             assert_eq!(moved != 0, sys::MOVES_MAPPINGS);
             if moved != 0 {
                 assert_eq!((to.read(), to.add(moved - 1).read(), to.add(moved).read()), (7, 7, 0));
                 assert_eq!((from.add(moved - 1).read(), from.add(moved).read()), (0, 7));
-                assert_eq!(move_pages(from, LEN, to), 0, "pages are there");
+                assert_eq!(move_pages(from, LEN, to), Some(0), "pages are there");
                 assert_eq!(to.read(), 7);
                 let grown = grow(to, 4 * LEN, 1);
                 assert_eq!((grown.read(), grown.add(4 * LEN - 1).read()), (7, 0));

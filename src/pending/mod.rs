@@ -546,7 +546,8 @@ impl Pending {
             waiting.misses_in_a_row.store(0, Ordering::Relaxed);
         }
         let missed = self.backlog.missed_bytes.load(Ordering::Relaxed);
-        if missed != 0 {
+        // Huge ones are not among those that are missed either.
+        if missed != 0 && !class.is_huge() {
             let missed = missed.saturating_sub(class.bytes());
             self.backlog.missed_bytes.store(missed, Ordering::Relaxed);
         }
