@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use common::{GIB, KIB, MIB, ROOM, fork, refuse_calls, rss, run_child, wait_ok, wait_until};
+use common::{
+    GIB, KIB, MIB, ROOM, fork, refuse_call_with, refuse_calls, rss, run_child, wait_ok, wait_until,
+};
 use deferfree::{Backing, DeferFree};
 
 #[global_allocator]
@@ -33,7 +35,7 @@ pub(crate) fn main() -> ExitCode {
     cases! {
         grows_without_copying moves_in grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again half_written shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
-        where_calls_are_refused on_the_systems_allocator on_mimalloc
+        where_calls_are_refused lost_while_pages_move on_the_systems_allocator on_mimalloc
     }
     ExitCode::SUCCESS
 }
@@ -297,6 +299,26 @@ fn where_calls_are_refused() {
         let written = if round % 2 == 0 { 1 } else { table.len() };
         table[..written].fill(1);
     }
+}
+
+/// Pages are moved out of their place, and not into the new one, which is lost: another one is made, and they are copied.
+fn lost_while_pages_move() {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    refuse_call_with(libc::SYS_mremap, 3, flags as u32, libc::ENOMEM);
+    for _ in 0..3 {
+        let mut block: Vec<u8> = Vec::with_capacity(40 * MIB);
+        (0..40 * MIB).for_each(|i| block.push((i / 4093) as u8));
+        let is_whole =
+            |block: &[u8]| block.iter().enumerate().all(|(i, byte)| *byte == (i / 4093) as u8);
+        for more in [30, 100] {
+            block.reserve_exact(more * MIB);
+            assert!(is_whole(&block));
+        }
+    }
+    GLOBAL.flush();
+    let mut others: Vec<_> = (0..20).map(|_| marked(70 * MIB)).collect();
+    others.iter().for_each(|other| check(other));
+    others.clear();
 }
 
 /// What is cut off is given back, and what is left stays where it is.

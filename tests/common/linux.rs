@@ -121,13 +121,17 @@ pub(crate) fn use_one_cpu() {
     }
 }
 
+// linux/bpf_common.h
+const LOAD_WORD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+
+fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
 /// Has a filter answer these system calls with an error from now on, on all threads.
 pub(crate) fn refuse_calls(calls: &[libc::c_long], errno: i32) {
-    // linux/bpf_common.h
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     // The number of the system call comes first in `struct seccomp_data`.
     let mut filter = vec![step(LOAD_WORD, 0, 0, 0)];
     for (n, &call) in calls.iter().enumerate() {
@@ -135,6 +139,24 @@ pub(crate) fn refuse_calls(calls: &[libc::c_long], errno: i32) {
     }
     filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
     filter.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32));
+    install(filter);
+}
+
+/// The same for one call, where its argument with that index is that number.
+pub(crate) fn refuse_call_with(call: libc::c_long, index: usize, argument: u32, errno: i32) {
+    // The lower half of one of the arguments of `struct seccomp_data`, on machines that have it first.
+    let at = (std::mem::offset_of!(libc::seccomp_data, args) + index * size_of::<u64>()) as u32;
+    install(vec![
+        step(LOAD_WORD, 0, 0, 0),
+        step(JUMP_EQUAL, 0, 2, call as u32),
+        step(LOAD_WORD, 0, 0, at),
+        step(JUMP_EQUAL, 1, 0, argument),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+    ]);
+}
+
+fn install(mut filter: Vec<libc::sock_filter>) {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: a program of the given length, which the kernel copies.
     unsafe {
