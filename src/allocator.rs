@@ -387,10 +387,12 @@ impl<B: Backing> DeferFree<B> {
         // Release: see `read_settings`. Acquire: the winner's stores are the ones to be used.
         match self.threshold.compare_exchange(0, threshold, Ordering::Release, Ordering::Acquire) {
             Ok(_) => {
-                let medium = if threshold == SWITCHED_OFF { threshold } else { MEDIUM_BYTES };
-                let plain_below =
-                    threshold.min(medium).min(self.timed_from.load(Ordering::Relaxed));
-                self.plain_below.store(plain_below, Ordering::Relaxed);
+                let plain_below = match threshold {
+                    SWITCHED_OFF => SWITCHED_OFF,
+                    _ => threshold.min(MEDIUM_BYTES),
+                };
+                let timed_from = self.timed_from.load(Ordering::Relaxed);
+                self.plain_below.store(plain_below.min(timed_from), Ordering::Relaxed);
                 // Once more, by the one thread that won, to say what could not be used.
                 self.defaults.with_environment(true);
                 if settings.enabled && sys::CAN_DEFER {
@@ -683,26 +685,26 @@ impl<B: Backing> DeferFree<B> {
         // only when the new one holds its contents.
         unsafe {
             let size = layout.size().min(new_size);
-            let mut moves = size >= huge::MOVED_BYTES && self.backing.pages_may_move();
-            loop {
-                let new = if new_size > layout.size() && new_size >= threshold {
+            let allocate = || {
+                if new_size > layout.size() && new_size >= threshold {
                     self.alloc_large(new_layout, Use::Grown)
                 } else {
                     self.alloc(new_layout)
-                };
-                if new.is_null() {
-                    return new;
                 }
-                let moved = if moves { huge::move_pages(ptr, size, new) } else { Some(0) };
-                let Some(moved) = moved else {
-                    // The new block has been lost over it.
-                    moves = false;
-                    continue;
-                };
+            };
+            let (mut new, mut moved) = (allocate(), 0);
+            if !new.is_null() && size >= huge::MOVED_BYTES && self.backing.pages_may_move() {
+                match huge::move_pages(ptr, size, new) {
+                    Some(bytes) => moved = bytes,
+                    // It has been lost over that.
+                    None => new = allocate(),
+                }
+            }
+            if !new.is_null() {
                 ptr::copy_nonoverlapping(ptr.add(moved), new.add(moved), size - moved);
                 self.dealloc(ptr, layout);
-                return new;
             }
+            new
         }
     }
 

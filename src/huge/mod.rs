@@ -43,6 +43,9 @@ pub(crate) const ALWAYS_BYTES: usize = 256 << 20;
 /// Beyond this alignment a block is huge, whatever its size.
 const MAX_ORDINARY_ALIGN: usize = 64 << 10;
 
+/// Whether the system's huge pages are wanted.
+const HUGE_PAGES: bool = cfg!(not(feature = "no_thp"));
+
 /// How many there may be. Linux allows a process 65 530 mappings (`vm.max_map_count`), of which an ordinary program
 /// has some hundreds.
 const MAX_BLOCKS: usize = 4096;
@@ -109,11 +112,12 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
         return ptr::null_mut();
     }
     N_BLOCKS.fetch_add(1, Ordering::Relaxed);
-    if for_use != Use::Zeroed && cfg!(not(feature = "no_thp")) {
+    if for_use == Use::Zeroed || !HUGE_PAGES {
+        TABLE.set_telling(block);
+    } else {
         // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
         // SAFETY: whole pages of the mapping.
         unsafe { sys::want_huge_pages(block, len) };
-        TABLE.fill(block);
     }
     block
 }
@@ -125,7 +129,7 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
 pub(crate) unsafe fn clear(block: *mut u8, len: usize) {
     // SAFETY: the caller's block.
     unsafe { block.write_bytes(0, len) };
-    TABLE.fill(block);
+    TABLE.set(block, TABLE.len(block));
 }
 
 /// Makes a block zero by giving its memory back, in one call: for one that is [`Coverage::Sparse`]. False when refused.
@@ -151,13 +155,15 @@ pub(crate) enum Coverage {
 /// # Safety
 /// `block` is a huge block of the caller's.
 pub(crate) unsafe fn coverage(block: *mut u8) -> Coverage {
-    if TABLE.is_filled(block) || !sys::KNOWS_RESIDENT {
-        return Coverage::Unknown;
-    }
-    let len = TABLE.len(block);
     // SAFETY: the caller's block.
-    let (n_resident, n_samples) = unsafe { samples(block, len) };
-    match n_resident * (len / n_samples) {
+    let samples = unsafe { samples(block, TABLE.len(block)) };
+    coverage_by(block, samples)
+}
+
+/// The same, where its pages have been looked at.
+fn coverage_by(block: *mut u8, (n_resident, n_samples): (usize, usize)) -> Coverage {
+    match n_resident * (TABLE.len(block) / n_samples) {
+        _ if !sys::KNOWS_RESIDENT || !TABLE.is_telling(block) => Coverage::Unknown,
         _ if n_resident == n_samples => Coverage::Whole,
         0..=SPARSE_BYTES => Coverage::Sparse,
         _ => Coverage::Part,
@@ -201,7 +207,8 @@ pub(crate) unsafe fn unmap(block: *mut u8) -> Unmapped {
     let len = TABLE.len(block);
     debug_assert!(len != 0);
     // SAFETY: the caller's mapping.
-    let (coverage, (n_resident, _)) = unsafe { (coverage(block), samples(block, len)) };
+    let samples @ (n_resident, _) = unsafe { samples(block, len) };
+    let coverage = coverage_by(block, samples);
     // First: once it is unmapped another thread's may come to lie there.
     TABLE.set(block, 0);
     let mut released = Released::default();
@@ -228,7 +235,6 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
     // SAFETY: the caller's mapping.
     if unsafe { sys::grow_in_place(block, old_len, len) } {
         TABLE.set(block, len);
-        TABLE.fill(block);
         return block;
     }
     if !sys::MOVES_MAPPINGS {
@@ -248,11 +254,9 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
     TABLE.set(block, 0);
     // SAFETY: two mappings of the caller's.
     if unsafe { sys::move_mapping(block, old_len, place, len) } {
-        TABLE.fill(place);
         return place;
     }
     TABLE.set(block, old_len);
-    TABLE.fill(block);
     TABLE.set(place, 0);
     ptr::null_mut()
 }
@@ -280,7 +284,7 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
             return Some(0);
         }
         if sys::move_mapping(between, len, to, to_len) {
-            if cfg!(not(feature = "no_thp")) {
+            if HUGE_PAGES {
                 sys::want_huge_pages(to, to_len);
             }
             return Some(len);
@@ -310,8 +314,6 @@ pub(crate) unsafe fn split(block: *mut u8, len: usize) -> *mut u8 {
         return ptr::null_mut();
     }
     TABLE.set(block, len);
-    TABLE.fill(block);
-    TABLE.fill(rest);
     N_BLOCKS.fetch_add(1, Ordering::Relaxed);
     rest
 }
@@ -353,7 +355,7 @@ mod tests {
         assert!(!plain.is_null());
         // SAFETY: the mapping just made.
         unsafe {
-            assert_eq!(coverage(plain) == Coverage::Unknown, cfg!(not(feature = "no_thp")));
+            assert_eq!(coverage(plain) == Coverage::Unknown, HUGE_PAGES);
             unmap(plain);
         }
     }

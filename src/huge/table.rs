@@ -4,7 +4,7 @@
 //! ```text
 //! address   | 12 bits: root | 15 bits: place in a leaf | 21 bits: within a unit |
 //! root      4096 pointers to leaves; null: no huge block was ever in these 64 GiB
-//! leaf      32 768 lengths in units of 2 MiB; 0: no huge block begins here. The uppermost bit: the block is filled
+//! leaf      32 768 lengths in units of 2 MiB; 0: no huge block begins here. The uppermost bit: its pages tell
 //! ```
 //!
 //! A leaf is made when the first block comes to lie in its 64 GiB, touched where there are blocks, and stays.
@@ -22,8 +22,8 @@ const UNIT_BITS: u32 = UNIT_BYTES.trailing_zeros();
 #[repr(transparent)]
 struct Leaf([AtomicU32; 1 << LEAF_BITS]);
 
-/// See [`Table::fill`].
-const FILLED: u32 = 1 << (u32::BITS - 1);
+/// See [`Table::set_telling`].
+const TELLING: u32 = 1 << (u32::BITS - 1);
 
 /// All zero bytes are an empty table.
 pub(super) struct Table([AtomicPtr<Leaf>; 1 << ROOT_BITS]);
@@ -36,12 +36,12 @@ impl Table {
     /// The length of the mapping that begins at `block`; 0 when none does.
     #[inline]
     pub(super) fn len(&self, block: *mut u8) -> usize {
-        (self.entry(block) & !FILLED) as usize * UNIT_BYTES
+        (self.entry(block) & !TELLING) as usize * UNIT_BYTES
     }
 
-    /// Whether the mapping that begins at `block` is filled, see [`Table::fill`].
-    pub(super) fn is_filled(&self, block: *mut u8) -> bool {
-        self.entry(block) & FILLED != 0
+    /// See [`Table::set_telling`].
+    pub(super) fn is_telling(&self, block: *mut u8) -> bool {
+        self.entry(block) & TELLING != 0
     }
 
     #[inline]
@@ -68,7 +68,7 @@ impl Table {
     /// To be called by the holder of the mapping: after it was made, and before it goes.
     pub(super) fn set(&self, block: *mut u8, len: usize) -> bool {
         debug_assert!(block.addr() % UNIT_BYTES == 0 && len % UNIT_BYTES == 0);
-        let (Ok(units @ 0..FILLED), Some(leaf)) =
+        let (Ok(units @ 0..TELLING), Some(leaf)) =
             (u32::try_from(len / UNIT_BYTES), self.leaf(block))
         else {
             return false;
@@ -77,11 +77,11 @@ impl Table {
         true
     }
 
-    /// Notes of a mapping that is known, until it is `set` anew, that what is resident of it says nothing about what its
-    /// holder has written. To be called by the holder.
-    pub(super) fn fill(&self, block: *mut u8) {
+    /// Notes of a mapping that is known, until it is `set` anew, that what is resident of it is what its holders have written.
+    /// To be called by the holder.
+    pub(super) fn set_telling(&self, block: *mut u8) {
         if let Some(leaf) = self.leaf(block) {
-            leaf.0[index_in_leaf(block)].fetch_or(FILLED, Ordering::Relaxed);
+            leaf.0[index_in_leaf(block)].fetch_or(TELLING, Ordering::Relaxed);
         }
     }
 
@@ -132,15 +132,15 @@ mod tests {
             assert_eq!(table.len(at(unit).wrapping_add(4096)), 0);
             assert_eq!(table.len(at(unit + 1)), 0);
         }
-        table.fill(at(5));
-        assert!(table.is_filled(at(5)) && !table.is_filled(at(1)) && !table.is_filled(at(77)));
+        table.set_telling(at(5));
+        assert!(table.is_telling(at(5)) && !table.is_telling(at(1)) && !table.is_telling(at(77)));
         assert_eq!(table.len(at(5)), 4096 * UNIT_BYTES);
-        assert!(table.set(at(5), 0) && !table.is_filled(at(5)));
+        assert!(table.set(at(5), 0) && !table.is_telling(at(5)));
         assert_eq!((table.len(at(5)), table.len(at(1))), (0, UNIT_BYTES));
         // Beyond 48 bits of address, and lengths of which 32 bits do not hold the units.
         assert!(!table.set(at(1 << 27), UNIT_BYTES));
         assert_eq!(table.len(at(1 << 27)), 0);
         assert!(!table.set(at(9), (u32::MAX as usize + 1) * UNIT_BYTES));
-        assert!(!table.set(at(9), FILLED as usize * UNIT_BYTES));
+        assert!(!table.set(at(9), TELLING as usize * UNIT_BYTES));
     }
 }
