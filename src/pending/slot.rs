@@ -7,6 +7,7 @@
 use std::ptr;
 
 use super::{Block, NO_BLOCK, is_block, pop};
+use crate::burst::local;
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -29,8 +30,7 @@ const RESERVED: *mut u8 = NO_BLOCK;
 /// Which of them the calling thread uses; a matter of speed alone.
 #[inline(always)]
 pub(super) fn of_thread() -> usize {
-    let on_stack = 0u8;
-    of_stack((&raw const on_stack).addr())
+    of_stack(local::near_stack())
 }
 
 /// Stacks that lie side by side have different ones, by and large, if they are of 2 MiB, as the standard library makes

@@ -92,6 +92,12 @@ pub(crate) fn here() -> Option<&'static Local> {
     Some(variable())
 }
 
+/// An address that lies with the thread's stack and is always the same: the C libraries put a thread's variables above it.
+#[inline(always)]
+pub(crate) fn near_stack() -> usize {
+    ptr::from_ref(variable()).addr()
+}
+
 #[inline(always)]
 fn variable() -> &'static Local {
     let address: *const Local;

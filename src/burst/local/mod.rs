@@ -58,7 +58,7 @@ use crate::sync::TINY;
 use crate::sys;
 
 pub(super) use place::hears_of_its_exit;
-pub(crate) use place::{here, is_fresh, short_below};
+pub(crate) use place::{here, is_fresh, near_stack, short_below};
 
 /// One free in so many looks whether the thread has allocated.
 ///

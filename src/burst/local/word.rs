@@ -37,6 +37,13 @@ pub(crate) fn here() -> Option<&'static Local> {
     Some(unsafe { &*word.cast::<Local>() })
 }
 
+/// An address on the thread's stack, which may be another one further down in it.
+#[inline(always)]
+pub(crate) fn near_stack() -> usize {
+    let on_stack = 0u8;
+    (&raw const on_stack).addr()
+}
+
 #[cold]
 #[inline(never)]
 fn set_up() -> Option<&'static Local> {
