@@ -389,11 +389,7 @@ impl<B: Backing> Runtime<B> {
         }
         let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);
         let mut left = PAY_BACK_BLOCKS;
-        let above = self
-            .pending
-            .known_classes_from(wanted.index() + 1)
-            .take_while(|class| !class.is_huge());
-        for class in above.chain(self.pending.known_classes_below(wanted.index())) {
+        for class in self.pending.classes_near(wanted) {
             while let Some(block) = self.pending.pay_back(class) {
                 self.free_now(class, block);
                 owed = owed.saturating_sub(class.bytes());

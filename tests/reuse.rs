@@ -294,7 +294,7 @@ fn a_miss_pays_back_first() {
     let (backing, heap) = tracked();
     // Too little in all is allocated while something waits for the sizes to count as changed, upon which the drainer
     // would free the rest at a moment of its own.
-    let large = alloc(&heap, layout(40 * MIB, 8));
+    let large = alloc(&heap, layout(24 * MIB, 8));
     let blocks: Vec<_> = (0..32).map(|_| alloc(&heap, layout(MIB, 8))).collect();
     for block in blocks {
         free(&heap, block, layout(MIB, 8));
@@ -306,13 +306,20 @@ fn a_miss_pays_back_first() {
     // At least what was asked for, and not all of what waits for the sake of one block.
     assert!((4..=24).contains(&stats.paid_back.blocks), "{stats:?}");
     assert!(backing.live_bytes() <= most);
-    // A waiting block that is larger goes first: it makes room in one piece.
-    free(&heap, large, layout(40 * MIB, 8));
+    free(&heap, large, layout(24 * MIB, 8));
+    // One that is much larger than what is wanted does not make way for it.
     let before = heap.stats();
+    alloc(&heap, layout(5 * MIB, 8));
+    let stats = heap.stats();
+    let n_paid_back = stats.paid_back.blocks - before.paid_back.blocks;
+    assert!((5..=14).contains(&n_paid_back), "{stats:?}");
+    assert_eq!(stats.paid_back.bytes, before.paid_back.bytes + n_paid_back * MIB as u64);
+    // One that is not goes first: it makes room in one piece.
+    let before = stats;
     alloc(&heap, layout(6 * MIB, 8));
     let stats = heap.stats();
     assert_eq!(stats.paid_back.blocks, before.paid_back.blocks + 1);
-    assert_eq!(stats.paid_back.bytes, before.paid_back.bytes + 40 * MIB as u64);
+    assert_eq!(stats.paid_back.bytes, before.paid_back.bytes + 24 * MIB as u64);
     assert_eq!(stats.drained.blocks, 0);
     check_sums(&stats);
 }

@@ -45,7 +45,7 @@ use crate::burst::BURSTS;
 use crate::huge;
 use crate::lifecycle::{self, Inside};
 use crate::pending::{Block, CLASSES, Class, MARKS_PER_DELAY, Pending};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Condvar, Instant, Mutex, Parker, TINY, thread};
 use crate::sys;
 
@@ -61,6 +61,15 @@ const LINGER_MAX: Duration = Duration::from_millis(if TINY { 2 } else { 1000 });
 /// A thread that writes nothing down and allocates nothing for that long has gone quiet. One that goes on to allocate
 /// frees its own blocks: from here it would be in its way.
 const BURST_ROUND: Duration = Duration::from_millis(1);
+
+/// Nobody has asked for room since what was made last has had its time.
+const ROOM_ENOUGH: u32 = 0;
+const ROOM_WANTED: u32 = 1;
+/// It has just been made, and who asks for more does not wake the drainer.
+const ROOM_MADE: u32 = 2;
+/// How long that is so. Two threads that allocate and free blocks of all sizes ask six times in a millisecond; with each
+/// of them heard they took 1.2 to 1.4 times as long as with mimalloc alone, on two processors.
+const ROOM_EVERY: Duration = Duration::from_millis(1);
 
 /// How often a flush tries to get at the log of a thread that is just emptying it, and how soon at what a thread is in
 /// the midst of.
@@ -83,9 +92,9 @@ pub(crate) struct Control {
     hurry: AtomicBool,
     /// The same for huge blocks alone.
     hurry_huge: AtomicBool,
-    /// Free what waits at the next opportunity: the program's sizes have changed, and what it freed is to serve the
-    /// next ones.
-    make_room: AtomicBool,
+    /// [`ROOM_ENOUGH`], [`ROOM_WANTED`] or [`ROOM_MADE`]. Room is made of what waits: the program's sizes have changed, and
+    /// what it freed is to serve the next ones.
+    room: AtomicU32,
     stop: AtomicBool,
     /// Whoever stops the drainer has looked at this for the last time.
     has_stopped: AtomicBool,
@@ -131,7 +140,12 @@ impl Control {
 
     /// Has what waits freed, so that blocks of other sizes can be where it is, and does not wait for that.
     pub(crate) fn make_room(&self, pending: &Pending) {
-        self.raise(&self.make_room, pending);
+        // F1 and F2, as in `raise`.
+        let order = Ordering::SeqCst;
+        if self.room.compare_exchange(ROOM_ENOUGH, ROOM_WANTED, order, order).is_ok() {
+            pending.end_sleep();
+            self.wake();
+        }
     }
 
     #[cold]
@@ -144,9 +158,8 @@ impl Control {
     }
 
     fn is_hurried(&self) -> bool {
-        [&self.hurry, &self.hurry_huge, &self.make_room]
-            .iter()
-            .any(|flag| flag.load(Ordering::SeqCst))
+        [&self.hurry, &self.hurry_huge].iter().any(|flag| flag.load(Ordering::SeqCst))
+            || self.room.load(Ordering::SeqCst) == ROOM_WANTED
     }
 
     /// Waits until all that is pending now has been freed and purged; false if that will not happen
@@ -240,11 +253,13 @@ pub(crate) fn run<B: Backing>(
     let mut needed_at = active_at;
     let mut next_burst_round = Instant::now();
     let mut is_burst_left = false;
+    let mut room_made = None;
     let mut last_burst = None;
     // Whether it has since memory last went back.
     let mut has_worked = false;
     loop {
         let idle = pending.bytes() == 0 && !drainer.unpurged && !has_worked && !is_burst_left;
+        let idle = idle && room_made.is_none();
         if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing, owner);
             active_at = Instant::now();
@@ -253,6 +268,7 @@ pub(crate) fn run<B: Backing>(
         let stop = control.stop.load(Ordering::SeqCst);
         if !stop && !control.is_hurried() {
             let round = if is_burst_left { round_every.min(BURST_ROUND) } else { round_every };
+            let round = if room_made.is_some() { round.min(ROOM_EVERY) } else { round };
             control.parker.park_timeout(round);
         }
         // Outside: no fork has to wait for it.
@@ -265,10 +281,17 @@ pub(crate) fn run<B: Backing>(
         // been heard. Before draining: what is put in from now on is not part of this flush.
         let hurry = control.hurry.swap(false, Ordering::SeqCst);
         let hurry_huge = control.hurry_huge.swap(false, Ordering::SeqCst);
-        let make_room = control.make_room.swap(false, Ordering::SeqCst);
+        let make_room = control.room.load(Ordering::SeqCst) == ROOM_WANTED;
         let flush = control.flush_wanted.load(Ordering::SeqCst);
         let flushing = flush != control.flush_done.load(Ordering::Relaxed);
         let now = Instant::now();
+        if make_room {
+            room_made = Some(now);
+            control.room.store(ROOM_MADE, Ordering::SeqCst);
+        } else if room_made.is_some_and(|at| now - at >= ROOM_EVERY) {
+            room_made = None;
+            control.room.store(ROOM_ENOUGH, Ordering::SeqCst);
+        }
         let everything = hurry || flushing || stop || delay.is_zero();
         // First: with rounds that are far apart a program at work would seem to be near its rest in each of them. Room is
         // wanted by one at work.
@@ -288,7 +311,7 @@ pub(crate) fn run<B: Backing>(
         let inside = if everything {
             drainer.drain_all(inside)
         } else if make_room {
-            drainer.drain(inside, pending.known_classes(), |class| pending.len(class))
+            drainer.drain(inside, pending.known_classes(), |class| pending.left_behind(class))
         } else if hurry_huge {
             drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
         } else if pending.bytes() > pending.high_water_bytes() {

@@ -97,6 +97,11 @@ impl Slot {
                 .is_ok()
     }
 
+    /// Whether something is reserved for a block that is not there.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.content.load(Ordering::Relaxed) == RESERVED
+    }
+
     #[inline]
     pub(super) fn has_block(&self) -> bool {
         is_block(self.content.load(Ordering::Relaxed))

@@ -5,7 +5,8 @@
 //! for every free, `a_million_frees`; without `SignalsBlocked`, `signals`; without
 //! `release_in_pieces`, `released_before_unmapped`; with a flush that is answered by a round that
 //! drained only what was old, `flush_by_many`; with the time of the last purge not noted,
-//! `purges_rarely_at_work`.
+//! `purges_rarely_at_work`; with a wake-up for each sixteen MiB of other sizes, `sizes_of_all_kinds`; with all that
+//! waits freed to make room, or given back for a smaller block, `a_size_in_use_stays`.
 
 use crate::common;
 
@@ -43,6 +44,8 @@ pub(crate) fn main() -> ExitCode {
         Some("purges_in_steps") => purges_in_steps_child(),
         Some("small_blocks_alone") => small_blocks_alone_child(),
         Some("a_million_frees") => a_million_frees_child(),
+        Some("sizes_of_all_kinds") => sizes_of_all_kinds_child(),
+        Some("a_size_in_use_stays") => a_size_in_use_stays_child(),
         Some("flush_by_many") => flush_by_many_child(),
         Some("flush_alone") => flush_alone_child(),
         Some("flush_under_churn") => flush_under_churn_child(),
@@ -66,6 +69,8 @@ pub(crate) fn main() -> ExitCode {
                 ("purges_in_steps", || clean("purges_in_steps", "250ms")),
                 ("small_blocks_alone", || clean("small_blocks_alone", "250ms")),
                 ("a_million_frees", a_million_frees),
+                ("sizes_of_all_kinds", || clean("sizes_of_all_kinds", "40ms")),
+                ("a_size_in_use_stays", || clean("a_size_in_use_stays", "3600s")),
                 ("flush_by_many", || clean("flush_by_many", "3600s")),
                 ("flush_alone", || clean("flush_alone", "4ms")),
                 ("flush_under_churn", || clean("flush_under_churn", "50ms")),
@@ -260,6 +265,55 @@ fn a_million_frees_child() {
     let allowed = 100 + 4 * start.elapsed().as_millis() as u64;
     assert!(switches <= allowed.min(200_000), "{switches}, {allowed} allowed");
     assert!(GLOBAL.stats().handed_over.blocks >= 1_000_000);
+}
+
+/// Of less than 2 MiB, and so that seldom one fits that waits: it allocates one and frees another.
+struct OfAllKinds {
+    live: Vec<Vec<u8>>,
+    seed: usize,
+}
+
+impl OfAllKinds {
+    fn new() -> Self {
+        let live = (0..16).map(|_| Vec::with_capacity(MIB)).collect();
+        OfAllKinds { live, seed: 1 }
+    }
+
+    fn step(&mut self) {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let random = self.seed >> 33;
+        let new = Vec::with_capacity(256 * KIB + random % (6 * 256 * KIB));
+        let place = random % self.live.len();
+        drop(std::mem::replace(&mut self.live[place], black_box(new)));
+    }
+}
+
+/// The program's sizes seem to change all the time: the drainer is not asked to make room for each.
+fn sizes_of_all_kinds_child() {
+    let mut all_kinds = OfAllKinds::new();
+    let tid = drainer();
+    let (before, start) = (voluntary_switches(tid), Instant::now());
+    (0..200_000).for_each(|_| all_kinds.step());
+    let switches = voluntary_switches(tid) - before;
+    // Room is made once in a millisecond, and the drainer looks around as often.
+    let allowed = 100 + 4 * start.elapsed().as_millis() as u64;
+    assert!(switches <= allowed, "{switches}, {allowed} allowed");
+    let stats = GLOBAL.stats();
+    assert!(stats.paid_back.blocks > 100_000, "{stats:?}");
+}
+
+/// A large block that is needed now and then stays, among smaller ones that never fit.
+fn a_size_in_use_stays_child() {
+    let mut all_kinds = OfAllKinds::new();
+    for _ in 0..200 {
+        drop(black_box(Vec::<u8>::with_capacity(8 * MIB)));
+        (0..10).for_each(|_| all_kinds.step());
+        // Else room would not be made in each round.
+        sleep_ms(2);
+    }
+    let stats = GLOBAL.stats();
+    assert!(stats.reused.bytes >= 190 * 8 * MIB as u64, "{stats:?}");
+    assert!(stats.paid_back.blocks > 1000, "{stats:?}");
 }
 
 fn flush_by_many_child() {
