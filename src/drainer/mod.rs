@@ -258,8 +258,8 @@ pub(crate) fn run<B: Backing>(
     // Whether it has since memory last went back.
     let mut has_worked = false;
     loop {
-        let idle = pending.bytes() == 0 && !drainer.unpurged && !has_worked && !is_burst_left;
-        let idle = idle && room_made.is_none();
+        let is_done = !drainer.unpurged && !has_worked && !is_burst_left && room_made.is_none();
+        let idle = pending.bytes() == 0 && is_done;
         if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing, owner);
             active_at = Instant::now();
