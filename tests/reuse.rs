@@ -168,17 +168,22 @@ fn cleared_ahead() {
     // Zeroed blocks of that size are wanted.
     let first = alloc_zeroed(&heap, layout);
     let second = alloc(&heap, layout);
-    for block in [first, second] {
-        fill(block, size, 0xa5);
+    // And of a larger one, whose turn comes later: where one of those shows zeros, the smaller one is out of hand.
+    let larger = self::layout(2 * size, align);
+    let last = alloc_zeroed(&heap, larger);
+    for (block, layout) in [(first, layout), (second, layout), (last, larger)] {
+        fill(block, layout.size(), 0xa5);
         free(&heap, block, layout);
     }
     // SAFETY: a block of the heap's, which has it and writes nothing else to it.
-    let is_cleared = |block: *mut u8| unsafe { block.add(size - 1).read_volatile() == 0 };
-    wait_until("one of them is cleared", || is_cleared(first) || is_cleared(second));
+    let is_zero = |byte: *mut u8| unsafe { byte.read_volatile() == 0 };
+    let is_cleared = |block: *mut u8| is_zero(block.wrapping_add(size - 1));
+    wait_until("the larger one is cleared", || is_zero(last));
+    assert!(is_cleared(first) || is_cleared(second));
     let (cleared, dirty) = if is_cleared(first) { (first, second) } else { (second, first) };
     assert!(!is_cleared(dirty));
     assert_eq!(alloc_zeroed(&heap, layout), cleared);
-    assert_eq!(heap.stats().pending.blocks, 1);
+    assert_eq!(heap.stats().pending.blocks, 2);
     // And where nobody wants a zeroed one it serves as any other.
     free(&heap, cleared, layout);
     assert_eq!([alloc(&heap, layout), alloc(&heap, layout)].map(|it| it == dirty), [true, false]);

@@ -64,16 +64,23 @@ pub(crate) fn describe_threads(child: &Child) -> String {
 
 /// Thread id and name of each thread of this process.
 pub(crate) fn threads() -> Vec<(i32, String)> {
-    let mut threads = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let task = task.unwrap();
-        // A thread that ends meanwhile has no name any more.
-        if let Ok(name) = std::fs::read_to_string(task.path().join("comm")) {
-            let tid = task.file_name().to_str().unwrap().parse().unwrap();
-            threads.push((tid, name.trim_end().to_owned()));
+    let mut tids = thread_ids();
+    // The kernel knows by a number how far a reading has come: where a thread ends that it has passed, one that runs on is
+    // left out. The next reading has that one and not the one that ended.
+    for _ in 0..100 {
+        let before = std::mem::replace(&mut tids, thread_ids());
+        if tids == before {
+            break;
         }
     }
-    threads
+    let name = |tid| std::fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
+    // A thread that ends meanwhile has no name any more.
+    tids.into_iter().filter_map(|tid| Some((tid, name(tid).ok()?.trim_end().to_owned()))).collect()
+}
+
+fn thread_ids() -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
 }
 
 /// A new thread gets its name some time after it started.
