@@ -160,7 +160,7 @@ pub struct BurstStats {
     /// Bursts of blocks that were in the cache anyway, as those are that the program's own `drop` code has
     /// touched: freed at once.
     pub hot_bursts: u64,
-    /// Deferred bursts after which the thread wanted the memory before the drainer was done.
+    /// Deferred bursts after which the thread wanted the memory before the drainer was done, or ended.
     pub wasted_bursts: u64,
     /// Bursts freed at once because such ones came before, or because the blocks of two other threads waited.
     pub skipped_bursts: u64,

@@ -121,6 +121,9 @@ impl<B: Backing> DeferFree<B> {
                 local.set_up(Mode::Scopes);
                 return false;
             }
+            if record.begin() && local.has_built() && BURSTS.skips_first() {
+                record.note_wasted();
+            }
             if record.skips() {
                 BURSTS.note(Outcome::Skipped);
                 local.blind_for_now();
@@ -184,15 +187,17 @@ impl<B: Backing> DeferFree<B> {
             runtime.note_opened();
         }
         if local.state() == State::Judging && local.has_judged(written == Written::Opened) {
+            let record = local.record();
             if self.price_ns(local) >= COLD_NS {
                 BURSTS.note(Outcome::Deferred);
+                record.note_deferred();
                 local.burst();
             } else {
                 if local.far() == 0 {
                     BURSTS.note(Outcome::Hot);
                 }
                 runtime.take_back_small(local);
-                local.record().note_hot();
+                record.note_hot();
                 local.blind_for_now();
             }
         }

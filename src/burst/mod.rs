@@ -26,6 +26,7 @@ use std::ptr;
 use self::local::Local;
 use self::log::{Count, Log, NotWritten};
 use self::pool::Pool;
+use self::record::Ends;
 use self::sort::Sorter;
 use crate::stats::{BurstStats, Tally};
 use crate::sync::atomic::{
@@ -70,6 +71,7 @@ pub(crate) struct Bursts {
     n_ready: AtomicUsize,
     /// The drainer has been told of a burst.
     told: AtomicBool,
+    ends: Ends,
     counts: Counts,
 }
 
@@ -104,6 +106,7 @@ pub(crate) static BURSTS: Bursts = Bursts {
     full_bytes: AtomicUsize::new(0),
     n_ready: AtomicUsize::new(0),
     told: AtomicBool::new(false),
+    ends: Ends::new(),
     counts: Counts {
         drained_blocks: AtomicU64::new(0),
         drained_bytes: AtomicU64::new(0),
@@ -303,6 +306,21 @@ impl Bursts {
         let own = local.log().map(ptr::from_ref);
         let waits = |log: &&Log| Some(ptr::from_ref(*log)) != own && !log.is_done(&self.pool);
         self.logs.iter().take(LOOK_AT_LOGS).filter(waits).nth(MANY_LOGS - 1).is_some()
+    }
+
+    /// Whether threads that build have come to end with their first burst, so that the next one's is better freed at once.
+    pub(crate) fn skips_first(&self) -> bool {
+        self.ends.skips()
+    }
+
+    /// A thread that builds has ended with a burst, which it had to free itself if it was `wasted`.
+    fn note_end(&self, wasted: bool) {
+        if wasted {
+            self.note(Outcome::Wasted);
+            self.ends.note_wasted();
+        } else {
+            self.ends.note_worth_it();
+        }
     }
 
     pub(crate) fn note(&self, outcome: Outcome) {
@@ -507,7 +525,10 @@ pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
     }
     // A block in the log keeps its owner, whose word that is.
     if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
-        BURSTS.take_back(local, free);
+        let n_blocks = BURSTS.take_back(local, free);
+        if local.record().end() && local.has_built() {
+            BURSTS.note_end(n_blocks > 0);
+        }
     }
 }
 

@@ -163,8 +163,8 @@ impl fmt::Display for Advice<'_> {
             ),
             Finding::WastedBursts { wasted, of } => write!(
                 f,
-                "After {wasted} of {of} deferred bursts of small frees their thread allocated again before the \
-                 drainer was done: DEFERFREE_BURST=off saves the attempt."
+                "After {wasted} of {of} deferred bursts of small frees their thread allocated again, or ended, before \
+                 the drainer was done: DEFERFREE_BURST=off saves the attempt."
             ),
             Finding::FewLarge => f.write_str(
                 "Nothing to change: what was deferred were small blocks in bursts.",

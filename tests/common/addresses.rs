@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,7 +39,11 @@ pub(crate) struct Addresses {
     alternates: AtomicBool,
     holds: AtomicBool,
     is_held: AtomicBool,
+    settles: AtomicBool,
+    settle: OnceLock<Settle>,
 }
+
+type Settle = fn(&mut dyn FnMut(*mut u8));
 
 thread_local! {
     static IS_DRAINER: Cell<bool> = const { Cell::new(false) };
@@ -65,6 +70,8 @@ impl Addresses {
             alternates: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
+            settles: AtomicBool::new(false),
+            settle: OnceLock::new(),
         }))
     }
 
@@ -131,6 +138,18 @@ impl Addresses {
         self.holds.store(false, Ordering::SeqCst);
     }
 
+    /// To be called before the drainer starts: threads free what they deferred in `end_thread`.
+    pub(crate) fn tells_of_ends(&self) {
+        self.settles.store(true, Ordering::SeqCst);
+    }
+
+    /// As the last thing on a thread.
+    pub(crate) fn end_thread(&'static self) {
+        let settle = self.settle.get().expect("the drainer has started");
+        // SAFETY: a block of its own; the layout does not matter.
+        settle(&mut |block| unsafe { self.dealloc(block, Layout::new::<u8>()) });
+    }
+
     fn state(&self, address: usize) -> &AtomicU8 {
         let offset = address.wrapping_sub(self.base);
         let half = usize::from(offset >= APART_BYTES);
@@ -182,6 +201,10 @@ unsafe impl GlobalAlloc for &'static Addresses {
 unsafe impl Backing for &'static Addresses {
     fn drainer_init(&self) {
         IS_DRAINER.set(true);
+    }
+
+    fn at_thread_end(&self, settle: Settle) -> bool {
+        self.settles.load(Ordering::SeqCst) && self.settle.set(settle).is_ok()
     }
 
     unsafe fn touch(&self, _: *mut u8) {

@@ -26,7 +26,8 @@
 //!
 //! Two fields are looked at. A free goes the short way if a hash of its address is below `short_below`: the whole range
 //! but one part in [`LOOK_EVERY`] in PLAIN, none of it in JUDGING and BURST. An allocation does if `fresh` is set, which
-//! a look takes back: so the first allocation after a look goes the long way, and sets it again.
+//! a look takes back: so the first allocation after a look goes the long way, and sets it again. So do a thread's first
+//! [`BUILT_ALLOCS`].
 //!
 //! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
 //! are.
@@ -88,7 +89,7 @@ const FARTHEST_LOOK: u32 = 64 << 10;
 /// A burst of so many chunks is a long one, which is worth the price of giving up pages.
 const LONG_CHUNKS: u32 = if TINY { 1 } else { 8 };
 /// A younger thread may be one that was started for one task and ends with it, upon which it frees itself what still
-/// waits: that took a quarter longer in pages that it had given up.
+/// waits: the peak of two that drop strings was up to a third higher where they had given up the pages.
 const OLD_NS: u64 = if TINY { 0 } else { 100_000_000 };
 
 /// Addresses that are judged.
@@ -99,6 +100,8 @@ pub(crate) const JUDGED: usize = 128;
 const BLOCKS_PER_ALLOC: u64 = 64;
 /// The drainer hears of so many bytes of blocks between small and large: four blocks or more.
 const MEDIUM_STEP_BYTES: u64 = 1 << 20;
+/// A thread that has allocated so often may have built a data structure: what it takes to start one is some ten.
+const BUILT_ALLOCS: u32 = 256;
 /// Fewer allocations than these are never in earnest.
 const FEW_ALLOCS: u32 = 16;
 /// So many allocations with fewer frees than these between them end a burst.
@@ -156,6 +159,8 @@ pub(crate) struct Local {
     born_ns: Cell<u64>,
     /// Bytes of the blocks between small and large that the thread has freed.
     medium_bytes: Cell<u64>,
+    /// PLAIN: allocations since it was set up, counted as far as [`BUILT_ALLOCS`].
+    n_built: Cell<u32>,
 }
 
 /// What the settings say of small blocks.
@@ -264,9 +269,15 @@ impl Local {
     /// => PLAIN, at an allocation.
     pub(crate) fn plain(&self) {
         self.go(State::Plain, self.looks());
-        self.fresh.set(true);
+        self.fresh.set(self.has_built());
         self.rests.set(false);
         self.far.set(0);
+    }
+
+    /// Whether it may have built what it drops, and has not been started to drop what others have built. Its first
+    /// allocations go the long way for that.
+    pub(crate) fn has_built(&self) -> bool {
+        self.n_built.get() >= BUILT_ALLOCS
     }
 
     /// => BLIND until an allocation.
@@ -452,7 +463,10 @@ impl Local {
             State::New => OnAlloc::Unknown,
             State::Plain => {
                 self.n.set(0);
-                self.fresh.set(true);
+                if !self.has_built() {
+                    self.n_built.set(self.n_built.get() + 1);
+                }
+                self.fresh.set(self.has_built());
                 OnAlloc::Nothing
             }
             State::Blind => {
