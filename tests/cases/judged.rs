@@ -26,6 +26,7 @@ pub(crate) fn main() -> ExitCode {
         None => {
             return common::run(&[
                 ("pairs", || run("pairs", "128")),
+                ("short", || run("short", "128")),
                 ("cold", || run("cold", "128")),
                 ("hot", || run("hot", "128")),
                 ("turns_cold", || run("turns_cold", "128")),
@@ -43,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
             ]);
         }
         Some("pairs") => pairs(),
+        Some("short") => short(),
         Some("cold") => cold(),
         Some("hot") => hot(),
         Some("turns_cold") => turns_cold(),
@@ -127,6 +129,28 @@ fn pairs() {
     }
     assert_eq!((bursts(heap).deferred.blocks, drainers()), (0, Vec::new()));
     assert_eq!((book.n_live(), book.n_touched()), (1000, 0));
+}
+
+/// Bursts that are too short to be judged: after three of them the next one has to be longer.
+fn short() {
+    let (heap, book) = heap(true);
+    for _ in 0..2000 {
+        frees(heap, allocs(heap, 100));
+    }
+    let n_deferred = bursts(heap).deferred.blocks;
+    assert!(n_deferred > 0 && n_deferred <= 3 * 100, "{n_deferred}");
+    assert_eq!((book.n_live(), book.n_touched()), (0, 0));
+    let blocks = allocs(heap, MANY);
+    frees(heap, blocks);
+    assert_eq!(bursts(heap).deferred_bursts, 1);
+    // Sixteen looks, each by one free in 64.
+    let expected = MANY as u64 - 2 * 16 * 64;
+    assert!(bursts(heap).deferred.blocks - n_deferred > expected, "{:?}", bursts(heap));
+    // From one that was judged on it takes as many as before.
+    heap.flush();
+    frees(heap, allocs(heap, BEGUN + JUDGED));
+    assert_eq!(bursts(heap).deferred_bursts, 2);
+    nothing_is_left(heap, book);
 }
 
 /// All but the first blocks are left to the drainer, which frees them without being told.

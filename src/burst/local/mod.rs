@@ -13,6 +13,7 @@
 //!
 //! PLAIN: frees are done at once. One in [`LOOK_EVERY`], chosen by its address, looks whether the thread has allocated
 //! since the last one that looked; when it has not for two looks or what the settings say, a data structure is being dropped.
+//! Where it turns out that it was a small one, the next has to be larger.
 //! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
 //! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
 //! BLIND, until the thread allocates. Others begin a BURST: frees are written down and nothing else.
@@ -92,6 +93,10 @@ const LONG_CHUNKS: u32 = if TINY { 1 } else { 8 };
 /// waits: the peak of two that drop strings was up to a third higher where they had given up the pages.
 const OLD_NS: u64 = if TINY { 0 } else { 100_000_000 };
 
+/// Bursts in a row that end before they have been judged, each of which doubles the looks that the next one takes: no
+/// more than so many. A thread that frees a hundred blocks and allocates as many, over and over, took 1.09 times as long as
+/// with mimalloc alone, and with three 1.03 times.
+const MOST_SHORT: u32 = 3;
 /// Addresses that are judged.
 pub(crate) const JUDGED: usize = 128;
 
@@ -161,6 +166,8 @@ pub(crate) struct Local {
     medium_bytes: Cell<u64>,
     /// PLAIN: allocations since it was set up, counted as far as [`BUILT_ALLOCS`].
     n_built: Cell<u32>,
+    /// Bursts in a row that ended before they had been judged, counted as far as [`MOST_SHORT`].
+    n_short: Cell<u32>,
 }
 
 /// What the settings say of small blocks.
@@ -428,6 +435,7 @@ impl Local {
             State::New => OnFree::FreeNow,
             State::Plain => {
                 self.n.set(self.n.get() + 1);
+                let looks = looks << self.n_short.get();
                 if self.n.get() < looks { OnFree::FreeNow } else { OnFree::Begin }
             }
             State::Blind => OnFree::Begin,
@@ -453,7 +461,11 @@ impl Local {
     /// JUDGING: one more address has been written; true if they are enough, which must be in one chunk.
     pub(crate) fn has_judged(&self, in_new_chunk: bool) -> bool {
         self.n.set(if in_new_chunk { 1 } else { self.n.get() + 1 });
-        self.n.get() as usize >= JUDGED
+        let has_judged = self.n.get() as usize >= JUDGED;
+        if has_judged {
+            self.n_short.set(0);
+        }
+        has_judged
     }
 
     /// An allocation that goes the long way.
@@ -474,7 +486,10 @@ impl Local {
                 self.plain();
                 OnAlloc::Nothing
             }
-            State::Judging => OnAlloc::TakeBack,
+            State::Judging => {
+                self.n_short.set((self.n_short.get() + 1).min(MOST_SHORT));
+                OnAlloc::TakeBack
+            }
             State::Burst | State::Owing if self.forced.get() => OnAlloc::Nothing,
             State::Burst | State::Owing => self.on_alloc_in_burst(),
         }
