@@ -34,6 +34,7 @@ pub(crate) const NOT_TINY: &[(&str, &str, &str)] = &[
     ("drainer", "purges_rarely_at_work", LINGERS),
     ("drainer", "small_blocks_alone", STARTS),
     ("idle", "disorder", FEW_CHUNKS),
+    ("judged", "threads_that_end", FEW_CHUNKS),
     ("judged", "wanted_while_drained", TAKES_LOGS),
     ("mimalloc_options", "while_the_drainer_runs", LINGERS),
     ("mimalloc_options", "while_it_sleeps", LINGERS),
