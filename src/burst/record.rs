@@ -63,7 +63,7 @@ impl Record {
         self.is_open.set(true);
     }
 
-    /// The thread ends: whether it is not known yet what becomes of its last burst.
+    /// The thread ends, or is short of memory: whether it is not known yet what becomes of its last burst.
     pub(super) fn end(&self) -> bool {
         self.is_open.replace(false)
     }
@@ -118,10 +118,16 @@ impl Record {
 
     fn skip_more(&self) {
         self.is_open.set(false);
-        let level = usize::from(self.level.get());
-        self.skip.set(SKIPS[level.min(SKIPS.len() - 1)]);
-        self.level.set((level + 1).min(SKIPS.len() - 1) as u8);
+        let (skip, next) = skips_at(self.level.get());
+        self.skip.set(skip);
+        self.level.set(next);
     }
+}
+
+/// Bursts to be skipped at that level, and the next one.
+fn skips_at(level: u8) -> (u16, u8) {
+    let last = SKIPS.len() as u8 - 1;
+    (SKIPS[usize::from(level)], (level + 1).min(last))
 }
 
 /// What became of the bursts with which threads ended that build: two at a time, which build a map or strings, drop them and
@@ -131,13 +137,13 @@ impl Record {
 pub(super) struct Ends {
     /// Threads whose first burst is still to be taken for wasted.
     skip: AtomicU32,
-    /// In a row, as far as that matters.
-    n_wasted: AtomicU32,
+    /// Which of `SKIPS` comes next.
+    level: AtomicU32,
 }
 
 impl Ends {
     pub(super) const fn new() -> Ends {
-        Ends { skip: AtomicU32::new(0), n_wasted: AtomicU32::new(0) }
+        Ends { skip: AtomicU32::new(0), level: AtomicU32::new(0) }
     }
 
     /// Whether the first burst of a thread is to be taken for one that comes after a wasted one.
@@ -149,14 +155,13 @@ impl Ends {
     }
 
     pub(super) fn note_wasted(&self) {
-        let level = usize::from(WASTED) + self.n_wasted.load(Ordering::Relaxed) as usize;
-        let last = SKIPS.len() - 1;
-        self.skip.store(SKIPS[level.min(last)].into(), Ordering::Relaxed);
-        self.n_wasted.fetch_add(u32::from(level < last), Ordering::Relaxed);
+        let (skip, next) = skips_at(WASTED.max(self.level.load(Ordering::Relaxed) as u8));
+        self.skip.store(skip.into(), Ordering::Relaxed);
+        self.level.store(next.into(), Ordering::Relaxed);
     }
 
     pub(super) fn note_worth_it(&self) {
-        self.n_wasted.store(0, Ordering::Relaxed);
+        self.level.store(0, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,8 @@
 //! The blocks are addresses of which the test says what it costs to touch them, and the drainer is held up where it
 //! must not be faster than the thread. Each case in a child process under a watchdog.
 //!
-//! Seen to fail: where no burst is skipped, `skipped`, `forgiven` and `threads_that_end`; with all blocks taken for cold, `hot` and `forgiven`.
+//! Seen to fail: where no burst is skipped, `skipped`, `forgiven` and `threads_that_end`; with all blocks taken for cold,
+//! `hot` and `forgiven`.
 
 use crate::common;
 
@@ -362,7 +363,8 @@ fn forgiven() {
     nothing_is_left(heap, book);
 }
 
-/// A thread that builds, drops and ends frees what it wrote down itself: the next 64 that build free theirs at once. What others have built is deferred all the same, and a thread that rests is forgiven.
+/// A thread that builds, drops and ends frees what it wrote down itself: the next 64 that build free theirs at once.
+/// What others have built is deferred all the same, and a thread that rests is forgiven.
 fn threads_that_end() {
     let (heap, book) = heap(true);
     book.tells_of_ends();

@@ -322,6 +322,10 @@ impl Local {
     pub(crate) fn set_up(&self, mode: Mode) {
         self.born_ns.set(sys::monotonic_ns());
         self.mode.set(mode);
+        if mode != Mode::Bursts {
+            // Nobody is going to ask.
+            self.n_built.set(BUILT_ALLOCS);
+        }
         self.plain();
         self.update_forced();
     }
