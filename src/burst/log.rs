@@ -172,6 +172,12 @@ impl Log {
         self.held.store(false, Ordering::Release);
     }
 
+    /// Slots of the head that have been taken, and then the head: as a fork copies them.
+    #[cfg(all(test, loom))]
+    pub(super) fn slot_and_head(&self) -> (u32, u32) {
+        (self.head_slot.load(Ordering::Acquire), self.head.load(Ordering::Relaxed))
+    }
+
     pub(super) fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)
     }
@@ -203,6 +209,8 @@ impl Log {
             if let Some(cursor) = unsafe { cursor.write(block, size) } {
                 return Ok(Entry { cursor, opened: true });
             }
+            // Whoever empties has not heard of it.
+            tail.close();
         }
         // A chunk is too much for the few blocks of one place in memory that come between those of another.
         let is_waste = full.is_some() && (1..FEW_SLOTS).contains(&cursor.n_before());
@@ -443,9 +451,11 @@ impl Emptying<'_> {
             }
             if let Some(next) = next {
                 self.grant_given_up += chunk.bytes();
-                log.head_slot.store(0, Ordering::Relaxed);
                 log.head_bytes.store(0, Ordering::Relaxed);
                 log.head.store(next + 1, Ordering::Release);
+                // Release, and after `head`: a forked child that finds the new one with the old slot loses what is in
+                // it; the other way round it would find the old one full.
+                log.head_slot.store(0, Ordering::Release);
                 pool.give_back(index, to);
                 continue;
             }
@@ -690,6 +700,20 @@ mod tests {
         assert!(log.close(&pool) && writer.cursor.is_at_end());
         assert_eq!(writer.write(block(SLOTS), 1), Ok(true));
         assert_eq!(empty(&log, &pool).0, addresses(SLOTS..SLOTS + 1));
+    }
+
+    #[test]
+    fn a_block_that_is_not_written_opens_nothing() {
+        let (pool, log) = (Pool::new(), Log::new());
+        let mut writer = Writer::new(&log, &pool);
+        (0..FEW_SLOTS).for_each(|i| _ = writer.write(block(i), 1));
+        empty(&log, &pool);
+        assert!(log.close(&pool));
+        writer.grants = false;
+        let far = ptr::without_provenance_mut::<u8>(BASE + (64 << 30));
+        assert_eq!(writer.write(far, 1), Err(NotWritten::OverBound));
+        assert!(log.is_closed(&pool), "nobody has been told");
+        assert_eq!(writer.write(block(FEW_SLOTS), 1), Ok(true));
     }
 
     /// What is judged is what was written last and waits.

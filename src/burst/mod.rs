@@ -483,10 +483,11 @@ impl Bursts {
     /// In a forked child, on its only thread. What threads had written down stays, for the next drainer of the same
     /// allocator.
     pub(crate) fn forked_child(&self) {
-        if self.is_owned_by(NOBODY) {
+        if self.owner_number() == 0 {
             return;
         }
-        self.orphaned.store(true, Ordering::Relaxed);
+        // Where there is none any more, threads that are not here hold logs all the same.
+        self.orphaned.store(!self.is_owned_by(NOBODY), Ordering::Relaxed);
         self.settles.store(false, Ordering::Relaxed);
         self.told.store(false, Ordering::Relaxed);
         let granted_bytes = self.logs.iter().map(|log| log.forget_threads(&self.pool)).sum();
