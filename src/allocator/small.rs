@@ -115,8 +115,11 @@ impl<B: Backing> DeferFree<B> {
     /// Whether the burst that seems to begin is to be judged.
     fn begin_burst(&self, local: &Local) -> bool {
         let record = local.record();
-        let skipping = local.state() == State::Blind && record.may_be_forgiven();
-        if !skipping && local.state() != State::Blind {
+        if local.state() == State::Blind && record.is_skipping() {
+            record.note_skipped(sys::monotonic_ns(), local.far());
+            return false;
+        }
+        if local.state() != State::Blind {
             if self.mode_by_cpus() == Mode::Scopes {
                 local.set_up(Mode::Scopes);
                 return false;
@@ -126,16 +129,12 @@ impl<B: Backing> DeferFree<B> {
             }
             if record.skips() {
                 BURSTS.note(Outcome::Skipped);
-                local.blind_for_now();
+                local.blind();
                 if record.may_be_forgiven() {
                     record.note_skipped(sys::monotonic_ns(), 0);
                 }
                 return false;
             }
-        }
-        if skipping {
-            record.note_skipped(sys::monotonic_ns(), local.far());
-            return false;
         }
         if self.owner().is_none() {
             local.blind();
@@ -145,7 +144,7 @@ impl<B: Backing> DeferFree<B> {
             if local.far() == 0 {
                 BURSTS.note(Outcome::Skipped);
             }
-            local.blind_for_now();
+            local.blind();
             return false;
         }
         local.judge();
@@ -159,7 +158,7 @@ impl<B: Backing> DeferFree<B> {
             Phase::Failed => self.phase.is_due(),
             Phase::Starting | Phase::Running(_) => false,
         };
-        if may_start && BURSTS.can_be_claimed(self.phase.addr()) {
+        if may_start && BURSTS.can_be_claimed(self.phase.addr_to_inherit()) {
             self.start();
         }
         match self.phase.get() {
@@ -171,12 +170,12 @@ impl<B: Backing> DeferFree<B> {
     /// Writes a block down; false if it has to be freed at once.
     fn defer(&self, local: &Local, ptr: *mut u8, size: usize) -> bool {
         let Some(runtime) = self.owner() else {
-            local.blind_unless_forced();
+            local.blind();
             return false;
         };
         let written = runtime.defer_small(local, ptr, size);
         if written == Written::No {
-            local.blind_unless_forced();
+            local.blind();
             return false;
         }
         if written == Written::Opened {
@@ -188,17 +187,22 @@ impl<B: Backing> DeferFree<B> {
         }
         if local.state() == State::Judging && local.has_judged(written == Written::Opened) {
             let record = local.record();
-            if self.price_ns(local) >= COLD_NS {
-                BURSTS.note(Outcome::Deferred);
-                record.note_deferred();
-                local.burst();
-            } else {
-                if local.far() == 0 {
-                    BURSTS.note(Outcome::Hot);
+            match self.price_ns(local) {
+                // Those that come next.
+                None => local.judge(),
+                Some(COLD_NS..) => {
+                    BURSTS.note(Outcome::Deferred);
+                    record.note_deferred();
+                    local.burst();
                 }
-                runtime.take_back_small(local);
-                record.note_hot();
-                local.blind_for_now();
+                Some(_) => {
+                    if local.far() == 0 {
+                        BURSTS.note(Outcome::Hot);
+                    }
+                    runtime.take_back_small(local);
+                    record.note_hot();
+                    local.blind();
+                }
             }
         }
         true
@@ -213,8 +217,9 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// What it takes to touch one of the blocks that have just been written down, in nanoseconds.
-    fn price_ns(&self, local: &Local) -> u64 {
+    /// What it takes to touch one of the blocks that have just been written down, in nanoseconds; `None` where the drainer
+    /// has come already.
+    fn price_ns(&self, local: &Local) -> Option<u64> {
         let mut start_ns = 0;
         let mut n = 0;
         BURSTS.last_written(local, JUDGED, |block| {
@@ -226,7 +231,8 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: a block that waits to be freed.
             unsafe { self.backing.touch(block) };
         });
-        sys::monotonic_ns().saturating_sub(start_ns) / (JUDGED - WARM_UP) as u64
+        let taken_ns = sys::monotonic_ns().saturating_sub(start_ns);
+        (n == JUDGED).then_some(taken_ns / (JUDGED - WARM_UP) as u64)
     }
 
     /// As `alloc`, or `alloc_zeroed`, for blocks that are [`is_surely_small`].

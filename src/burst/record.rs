@@ -70,6 +70,7 @@ impl Record {
 
     /// Whether the burst that begins is to be freed at once.
     pub(crate) fn skips(&self) -> bool {
+        self.looked_at_ns.set(0);
         let skip = self.skip.get();
         self.skip.set(skip.saturating_sub(1));
         skip > 0
@@ -78,6 +79,11 @@ impl Record {
     /// Whether the bursts that are skipped may turn out to have been worth it.
     pub(crate) fn may_be_forgiven(&self) -> bool {
         self.wasted.get()
+    }
+
+    /// Whether this one is, and rest would forgive the wasted one.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.looked_at_ns.get() != 0
     }
 
     /// A skipped burst has come to `n_blocks` by now.

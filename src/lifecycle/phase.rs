@@ -125,6 +125,13 @@ impl<T: OfGeneration> PhaseCell<T> {
         self.word.load(Ordering::Relaxed).addr()
     }
 
+    /// As `addr`; where a start is under way or has failed, what it had inherited.
+    pub(crate) fn addr_to_inherit(&self) -> usize {
+        let seen = self.word.load(Ordering::Relaxed).addr();
+        let is_value = seen & (STARTING | FAILED) == 0;
+        if is_value { seen } else { self.inherited.load(Ordering::Relaxed).addr() }
+    }
+
     #[inline]
     fn phase<'a>(seen: *mut T) -> Phase<'a, T> {
         if seen.addr() & (STARTING | FAILED) == 0 {
@@ -251,5 +258,29 @@ mod tests {
         cell.start().unwrap().finish(Err(Failure::ForGood));
         assert!(cell.start().is_none());
         assert_eq!(cell.again_at_ns.load(Ordering::Relaxed), NEVER);
+    }
+
+    /// Of the process that this one was forked off from.
+    #[repr(align(8))]
+    struct Old;
+
+    impl OfGeneration for Old {
+        fn generation(&self) -> u32 {
+            generation().wrapping_sub(1)
+        }
+    }
+
+    /// What was inherited is known in all phases, or nobody would go on with it.
+    #[test]
+    fn a_start_that_failed_keeps_what_it_inherited() {
+        let cell = PhaseCell::<Old>::new();
+        assert_eq!(cell.addr_to_inherit(), 0);
+        let old = NonNull::from(&Old);
+        cell.word.store(old.as_ptr(), Ordering::Relaxed);
+        assert_eq!(cell.addr_to_inherit(), old.addr().get());
+        let start = cell.start().unwrap();
+        assert_eq!(cell.addr_to_inherit(), old.addr().get());
+        start.finish(Err(Failure::ForNow));
+        assert_eq!(cell.addr_to_inherit(), old.addr().get());
     }
 }

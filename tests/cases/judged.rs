@@ -38,6 +38,8 @@ pub(crate) fn main() -> ExitCode {
                 ("wanted_while_drained", || run("wanted_while_drained", "128")),
                 ("skipped", || run("skipped", "128")),
                 ("forgiven", || run("forgiven", "128")),
+                ("forgiven_where_it_says_so", || run("forgiven_where_it_says_so", "128")),
+                ("goes_on_later", || run("goes_on_later", "128")),
                 ("threads_that_end", || run("threads_that_end", "128")),
                 ("many_threads", || run("many_threads", "128")),
                 ("begins_late", || run("begins_late", "6400")),
@@ -56,6 +58,8 @@ pub(crate) fn main() -> ExitCode {
         Some("wanted_while_drained") => wanted_while_drained(),
         Some("skipped") => skipped(),
         Some("forgiven") => forgiven(),
+        Some("forgiven_where_it_says_so") => forgiven_where_it_says_so(),
+        Some("goes_on_later") => goes_on_later(),
         Some("threads_that_end") => threads_that_end(),
         Some("many_threads") => many_threads(),
         Some("begins_late") => begins_late(),
@@ -360,6 +364,41 @@ fn forgiven() {
     // Unless the thread was interrupted just when it judged.
     let mut tries = (0..5).map(|_| thread::scope(|scope| scope.spawn(hot).join().unwrap()));
     assert!(tries.any(|hot| hot), "{:?}", bursts(heap));
+    nothing_is_left(heap, book);
+}
+
+/// So is one that says that it rests.
+fn forgiven_where_it_says_so() {
+    let (heap, book) = heap(true);
+    book.hold_drainer(heap, SMALL);
+    assert_eq!([burst_in_a_row(heap), burst_in_a_row(heap)], [1, 0]);
+    heap.thread_idle();
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(burst_in_a_row(heap), 1);
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// A thread that does nothing but free: what could not be written down for once does not keep it from writing down more.
+fn goes_on_later() {
+    let book = Addresses::leak();
+    book.are_cold(true);
+    let heap: &Heap =
+        Box::leak(Box::new(DeferFree::with_backing(book).max_pending(3000 * SMALL.size())));
+    let mut rest = allocs(heap, 80_000);
+    book.hold_drainer(heap, SMALL);
+    let mut full = bursts(heap);
+    while full.over_bound_blocks + full.no_chunk_blocks == 0 {
+        frees(heap, rest.split_off(rest.len() - 16));
+        full = bursts(heap);
+    }
+    // It looks again after some 4096.
+    assert!(full.deferred_bursts == 1 && rest.len() > 60_000, "{full:?}");
+    book.let_go();
+    heap.flush();
+    frees(heap, rest);
+    let now = bursts(heap);
+    assert!(now.deferred.blocks > full.deferred.blocks, "{now:?}");
     nothing_is_left(heap, book);
 }
 

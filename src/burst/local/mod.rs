@@ -82,7 +82,7 @@ const fn all_but_one_in(every: u32) -> u32 {
 const ALL: u32 = u32::MAX;
 const NONE: u32 = 0;
 
-/// A thread that judged its blocks to be hot looks again after so many, and from then on after so many more each
+/// A thread whose burst is not deferred looks again after so many, and from then on after so many more each
 /// time. Only a thread that does not allocate in all that time gets there.
 const FAR_LOOK: u32 = 4096;
 const FARTHEST_LOOK: u32 = 64 << 10;
@@ -156,7 +156,7 @@ pub(crate) struct Local {
     record: Record,
     n_scopes: Cell<u32>,
     mode: Cell<Mode>,
-    /// BLIND after hot blocks: frees between two looks.
+    /// BLIND: frees between two looks.
     far: Cell<u32>,
     /// Before that time it need not give up again what is held for it.
     next_rest_ns: Cell<u64>,
@@ -287,19 +287,12 @@ impl Local {
         self.n_built.get() >= BUILT_ALLOCS
     }
 
-    /// => BLIND until an allocation.
+    /// => BLIND until an allocation, but that a longer burst is looked at again: a thread may do nothing but free. Not
+    /// where every free is to be deferred.
     pub(crate) fn blind(&self) {
-        self.go(State::Blind, ALL);
-    }
-
-    pub(crate) fn blind_unless_forced(&self) {
-        if !self.forced.get() {
-            self.blind();
+        if self.forced.get() {
+            return;
         }
-    }
-
-    /// => BLIND, but a longer burst is looked at again.
-    pub(crate) fn blind_for_now(&self) {
         let every = if self.far.get() == 0 { FAR_LOOK } else { FARTHEST_LOOK };
         self.far.set(every);
         self.go(State::Blind, all_but_one_in(every));
@@ -478,6 +471,8 @@ impl Local {
         match self.state.get() {
             State::New => OnAlloc::Unknown,
             State::Plain => {
+                // It was BLIND before it said that it rests.
+                self.record.note_rest(sys::monotonic_ns);
                 self.n.set(0);
                 if !self.has_built() {
                     self.n_built.set(self.n_built.get() + 1);
