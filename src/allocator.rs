@@ -201,7 +201,8 @@ impl<B: Backing> DeferFree<B> {
 
     /// Waits until everything that is pending now has been freed and returned to the system: each block whose free returned
     /// before this call began, on this thread or on another that this one has heard of it from. Frees that are under way
-    /// meanwhile may be missed. Small blocks that a thread is just taking back it frees itself.
+    /// meanwhile may be missed, and so may a block of 8 MiB or more that an allocation is just looking at. Small blocks that
+    /// a thread is just taking back it frees itself.
     ///
     /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting.
     pub fn flush(&self) {
@@ -377,9 +378,10 @@ impl<B: Backing> DeferFree<B> {
         let burst = small::frees_of(settings.burst, settings.threshold_bytes);
         self.burst.store(burst, Ordering::Relaxed);
         self.delay_ms.store(settings.delay_ms, Ordering::Relaxed);
-        let max = settings.max_pending_bytes.unwrap_or(BY_MEMORY_LIMIT);
+        let max =
+            settings.max_pending_bytes.map_or(BY_MEMORY_LIMIT, |n| n.min(BY_MEMORY_LIMIT - 1));
         self.max_pending_bytes.store(max, Ordering::Relaxed);
-        let configured = settings.threshold_bytes.max(MIN_CLASS_BYTES);
+        let configured = settings.threshold_bytes.clamp(MIN_CLASS_BYTES, SWITCHED_OFF - 1);
         if settings.reporting.latency {
             self.timed_from.store(configured, Ordering::Relaxed);
         }
@@ -452,23 +454,24 @@ impl<B: Backing> DeferFree<B> {
         let Some(start) = self.phase.start() else {
             return;
         };
-        let inherited = start.inherited();
+        let (is_first, inherited) = (start.is_first, start.inherited());
+        // This thread's, until others see what has come of it.
+        let inside_too = inside.another();
         let started = if registered {
             Runtime::start(self.backing, self.config(), inherited, inside)
         } else {
             Err(StartError::Register)
         };
-        let started = started.map_err(|error| {
-            let failure = Failure::from(&error);
-            if start.is_first {
-                say(format_args!("{error}; large blocks are freed at once{}", failure.outlook()));
-            }
-            failure
-        });
-        let is_owner = started.is_ok_and(|runtime| BURSTS.is_owned_by(runtime.addr().get()));
+        let runtime = started.as_ref().ok().copied();
+        let is_owner = runtime.is_some_and(|runtime| BURSTS.is_owned_by(runtime.addr().get()));
         let owner = if is_owner { BURSTS.owner_number() } else { NO_OWNER };
         self.owner.store(owner, Ordering::Relaxed);
-        start.finish(started);
+        start.finish(started.as_ref().copied().map_err(Failure::from));
+        drop(inside_too);
+        if let (Err(error), true) = (started, is_first) {
+            let outlook = Failure::from(&error).outlook();
+            say(format_args!("{error}; large blocks are freed at once{outlook}"));
+        }
         self.tell_report();
     }
 

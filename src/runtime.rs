@@ -142,6 +142,8 @@ impl<B: Backing> Runtime<B> {
         let owner = runtime.addr().get();
         drainer::run(this.backing, &this.pending, &this.control, delay, owner);
         this.giver.withdraw();
+        // Only now: nobody is about to free what the next owner's threads write down.
+        BURSTS.release(owner);
         // Inside the gate, as at birth. At exit nobody forks any more who could go on.
         if let Some(_inside) = Inside::enter() {
             this.backing.drainer_done();
@@ -459,7 +461,13 @@ impl<B: Backing> Runtime<B> {
     #[cold]
     fn refused(&self, class: Class, refused: Refused) -> bool {
         let counted = !matches!(refused, Refused::Unknown(_));
-        let (Refused::Unknown(block) | Refused::Bound(block) | Refused::Queue(block)) = refused;
+        let block = match refused {
+            Refused::Unknown(block) | Refused::Bound(block) | Refused::Queue(block) => block,
+            Refused::WasAsleep(block) => {
+                self.control.wake();
+                block
+            }
+        };
         self.free_now(class, block);
         counted
     }

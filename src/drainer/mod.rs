@@ -219,7 +219,7 @@ impl Control {
             pending.end_sleep();
         }
         if pending.is_asleep() {
-            backing.drainer_awake(false);
+            end_waking(backing);
             while pending.is_asleep() && !stopped() {
                 self.parker.park();
             }
@@ -385,8 +385,7 @@ pub(crate) fn run<B: Backing>(
             flushed.notify_all();
         }
         if stop && pending.bytes() == 0 && !is_burst_left {
-            BURSTS.release(owner);
-            backing.drainer_awake(false);
+            end_waking(backing);
             // Until then `control` has to stay.
             while !control.has_stopped.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_micros(50));
@@ -575,6 +574,15 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
         }
         backing.dealloc(ptr, layout);
     }
+}
+
+/// The drainer is no longer awake. A child that was forked off in the midst of that would keep half of what the backing does.
+fn end_waking<B: Backing>(backing: B) {
+    let Some(inside) = Inside::enter() else {
+        park_until_exit();
+    };
+    backing.drainer_awake(false);
+    drop(inside);
 }
 
 /// The process exits with this thread in it. Whatever it may still do is of no use to anybody.

@@ -10,7 +10,8 @@
 //! drainer   enter:   0 forks -> one more inside            (else it waits outside)
 //!           leave:   one less inside
 //! its start enter:   the same for the thread that starts it, which does not wait: the system's and
-//!                    Rust's start of a thread allocate. The drainer leaves once it is set up.
+//!                    Rust's start of a thread allocate. The drainer leaves once it is set up, the
+//!                    thread once others can see that it runs: the child knows whose logs it has.
 //! fork      prepare: one more fork; waits until nobody is inside
 //!           parent:  one less fork
 //!           child:   gate open and empty; next generation
@@ -111,6 +112,12 @@ impl Inside {
             }
         }
         Err(Closed::Forking)
+    }
+
+    /// Another stay, which a fork that is waiting for this one waits for as well.
+    pub(crate) fn another(&self) -> Inside {
+        GATE.fetch_add(ONE_INSIDE, Ordering::Relaxed);
+        Inside(())
     }
 
     /// Lets a waiting fork, or the exit, go first: to be called between short pieces of work.

@@ -97,6 +97,8 @@ pub(crate) enum Refused {
     Bound(Block),
     /// There was no memory for the queue of the class, or it is full.
     Queue(Block),
+    /// The same, and the drainer slept, as in [`Kept::WasAsleep`].
+    WasAsleep(Block),
 }
 
 /// What a block that was kept means to the drainer.
@@ -383,7 +385,9 @@ impl Pending {
         if let Err(block) = kept {
             self.backlog.release(class.bytes());
             waiting.counts.queue_full.fetch_add(1, Ordering::Relaxed);
-            return Err(Refused::Queue(block));
+            // What others have put in meanwhile they have not told.
+            let refused = if before == ASLEEP { Refused::WasAsleep } else { Refused::Queue };
+            return Err(refused(block));
         }
         self.filled.insert(class);
         let high = self.high_water_bytes();
@@ -842,6 +846,18 @@ mod tests {
         assert_eq!(pending.bytes(), pending.waiting_bytes());
         assert_eq!(std::iter::from_fn(|| pending.drain(class)).count(), n_kept - 1);
         assert_eq!(pending.bytes(), 0);
+    }
+
+    /// Who ends the drainer's sleep is told so in any case: others that put something in rely on it.
+    #[test]
+    fn a_sleep_that_a_refused_block_ends() {
+        let (pending, class) = pending();
+        let n_kept = (0..).take_while(|&n| pending.put(class, block(n)).is_ok()).count();
+        pending.backlog.release(n_kept * class.bytes());
+        assert!(pending.fall_asleep());
+        assert!(matches!(pending.put(class, block(n_kept)), Err(Refused::WasAsleep(_))));
+        assert!(!pending.is_asleep());
+        assert!(matches!(pending.put(class, block(n_kept)), Err(Refused::Queue(_))));
     }
 
     /// Seen to fail where it was nowhere meanwhile.

@@ -41,9 +41,12 @@ fn class() -> Class {
 fn put(pending: &Pending, blocks: &Blocks, i: usize) -> Option<usize> {
     let freed = match pending.put(class(), blocks.at(i)) {
         Ok(Kept::Normal | Kept::WasAsleep | Kept::OverHighWater) => None,
-        Err(Refused::Unknown(block) | Refused::Bound(block) | Refused::Queue(block)) => {
-            Some(blocks.number(block))
-        }
+        Err(
+            Refused::Unknown(block)
+            | Refused::Bound(block)
+            | Refused::Queue(block)
+            | Refused::WasAsleep(block),
+        ) => Some(blocks.number(block)),
     };
     assert!(pending.bytes() <= pending.max_bytes());
     freed

@@ -145,6 +145,11 @@ fn sizes_in_force() {
     {
         assert_eq!(in_force("DEFERFREE_MAX_PENDING", value).3, expected, "{value}");
     }
+    // As large as can be said, which stands for nothing else.
+    let most = usize::MAX.to_string();
+    assert_eq!(in_force("DEFERFREE_MAX_PENDING", &most).3, usize::MAX - 1);
+    let config = in_force("DEFERFREE_THRESHOLD", &most);
+    assert_eq!((config.0, config.1), (true, usize::MAX - 1));
 }
 
 fn delays_in_force() {
