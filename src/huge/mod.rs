@@ -250,14 +250,15 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
         unsafe { sys::unmap(place, len) };
         return ptr::null_mut();
     }
-    // As in `unmap`: the old place may be another thread's before `move_mapping` returns.
+    // As in `unmap`: either place may be another thread's before `move_mapping` returns.
     TABLE.set(block, 0);
+    TABLE.set(place, 0);
     // SAFETY: two mappings of the caller's.
     if unsafe { sys::move_mapping(block, old_len, place, len) } {
+        TABLE.set(place, len);
         return place;
     }
     TABLE.set(block, old_len);
-    TABLE.set(place, 0);
     ptr::null_mut()
 }
 
@@ -283,7 +284,10 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
         if between.is_null() || !sys::move_pages(from, len, between) {
             return Some(0);
         }
+        // Where this fails, it may be another thread's before it returns.
+        TABLE.set(to, 0);
         if sys::move_mapping(between, len, to, to_len) {
+            TABLE.set(to, to_len);
             if HUGE_PAGES {
                 sys::want_huge_pages(to, to_len);
             }
@@ -293,7 +297,6 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
         sys::unmap(between, len);
     }
     // Nobody knows whether it is there.
-    TABLE.set(to, 0);
     N_BLOCKS.fetch_sub(1, Ordering::Relaxed);
     None
 }

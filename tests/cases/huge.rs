@@ -35,7 +35,7 @@ pub(crate) fn main() -> ExitCode {
     cases! {
         grows_without_copying moves_in grows_on_what_waits to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again half_written shrinks becomes_ordinary
         alignments more_than_there_may_be in_a_forked_child passed_between_threads where_nothing_runs
-        where_calls_are_refused lost_while_pages_move on_the_systems_allocator on_mimalloc
+        where_calls_are_refused pages_may_not_move lost_while_pages_move on_the_systems_allocator on_mimalloc
     }
     ExitCode::SUCCESS
 }
@@ -299,6 +299,25 @@ fn where_calls_are_refused() {
         let written = if round % 2 == 0 { 1 } else { table.len() };
         table[..written].fill(1);
     }
+}
+
+/// Linux before 5.7 cannot move pages out of a mapping that stays: what was mapped for them goes, each time.
+fn pages_may_not_move() {
+    const MREMAP_DONTUNMAP: libc::c_int = 4;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | MREMAP_DONTUNMAP;
+    refuse_call_with(libc::SYS_mremap, 3, flags as u32, libc::EINVAL);
+    let move_some = || {
+        let mut block: Vec<u8> = Vec::with_capacity(9 * MIB);
+        block.resize(9 * MIB, 7);
+        block.reserve_exact(9 * MIB);
+        assert!(block.iter().all(|byte| *byte == 7));
+        drop(block);
+        GLOBAL.flush();
+    };
+    (0..3).for_each(|_| move_some());
+    let before = n_mappings();
+    (0..50).for_each(|_| move_some());
+    assert!(n_mappings() < before + 10, "{before}, then {}", n_mappings());
 }
 
 /// Pages are moved out of their place, and not into the new one, which is lost: another one is made, and they are copied.
