@@ -12,7 +12,7 @@
 //! # In this crate
 //!
 //! [How it is built][internals] says in which order to read the modules below, what the crate's own words mean, and where
-//! each behaviour lives. Each module uses only those below it.
+//! each behaviour lives. Each module uses only those below it, with two exceptions that are named there.
 //!
 //! Nothing that `dealloc` reaches allocates through this allocator, takes a lock, waits for another thread, panics or
 //! unwinds.

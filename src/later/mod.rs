@@ -58,7 +58,8 @@ use self::value::Value;
 /// - when called by a `Drop` that runs on that thread;
 /// - while another thread is just starting that thread, and while it cannot be started, which one line on standard
 ///   error says; it is tried again as long as the system is but short of memory or threads;
-/// - on systems with `fork` other than Linux, always.
+/// - on systems with `fork` other than Linux, Android, macOS and FreeBSD, always;
+/// - in an exit handler, where that thread has not been started before.
 ///
 /// A value without anything to drop is not handed over.
 ///
@@ -92,6 +93,7 @@ use self::value::Value;
 /// - To be faster overall: the same work is done, elsewhere, with colder caches and blocks that cross
 ///   from one thread to another. On a machine with one processor it is only put off.
 /// - Where drops may block: one that does holds up all others.
+/// - Where drops start threads or programs past Rust's `Command`: these begin with that thread's signals blocked.
 #[inline]
 pub fn later<T: Send + 'static>(value: T) {
     if !mem::needs_drop::<T>() {

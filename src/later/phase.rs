@@ -34,6 +34,10 @@ pub(super) fn if_started() -> Option<&'static Dropper> {
 
 #[cold]
 fn start() -> Option<&'static Dropper> {
+    // Its values would go with the process, and the thread-locals that starting a thread takes may be gone.
+    if lifecycle::exiting() {
+        return None;
+    }
     // Before STARTING, see `PhaseCell::start`.
     let registered = lifecycle::stay();
     let Some(start) = PHASE.start() else {

@@ -91,7 +91,10 @@ fn percent(part: u64, of: u64) -> u64 {
     (u128::from(part) * 100 / u128::from(of.max(1))) as u64
 }
 
-/// The bound doubled, or what waited at most where that is none.
+/// What bursts may be told to wait with where nothing may so far: their blocks that were refused are counted, not their bytes.
+const BURSTS_BYTES: u64 = 64 << 20;
+
+/// The bound doubled, or as much as was refused where that is none.
 fn higher_bound(config: &Config, refused: Tally) -> u64 {
     let bound = config.max_pending_bytes as u64;
     if bound > 0 { bound.saturating_mul(2) } else { refused.bytes.next_power_of_two() }
@@ -130,7 +133,7 @@ impl fmt::Display for Advice<'_> {
                 "{} % of the small blocks in bursts ({inline} of {of}) were freed at once because no \
                  more than {bound} may wait: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
                 percent(inline, of),
-                Setting(higher_bound(config, self.stats.bursts.deferred))
+                Setting(higher_bound(config, Tally { blocks: 0, bytes: BURSTS_BYTES }))
             ),
             Finding::QueueFull { inline, of } => write!(
                 f,

@@ -40,7 +40,7 @@ pub(crate) trait Source {
     /// Whether it is this process's own, not one that it was forked off from.
     fn is_current(&self) -> bool;
     fn stats(&self) -> Stats;
-    /// Those of the size classes of which any block was freed.
+    /// Those of the size classes of which any block was freed, or allocated anew.
     fn for_each_size(&self, f: &mut dyn FnMut(&SizeStats));
 }
 

@@ -36,7 +36,7 @@ pub(super) fn write(out: &mut impl Write, view: &View<'_>) -> fmt::Result {
 /// The large blocks by size; what they come to replaces what `stats` says.
 fn large(out: &mut impl Write, view: &View<'_>, stats: &mut Stats) -> fmt::Result {
     let mut n_sizes = 0;
-    view.for_each_size(&mut |_| n_sizes += 1);
+    view.for_each_size(&mut |size| n_sizes += usize::from(size.handed_over > 0));
     if n_sizes == 0 {
         let what = if stats.not_running.blocks > 0 { "handed to the drainer" } else { "freed" };
         let threshold = Size(view.config.threshold_bytes as u64);
@@ -49,6 +49,9 @@ fn large(out: &mut impl Write, view: &View<'_>, stats: &mut Stats) -> fmt::Resul
     let mut row = SizeStats::default();
     view.for_each_size(&mut |size| {
         stats.add_size(size);
+        if size.handed_over == 0 {
+            return;
+        }
         let same = row.own_mapping == size.own_mapping
             && (row.block_bytes == size.block_bytes
                 || by_doubling && doubling(&row) == doubling(size));

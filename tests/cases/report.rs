@@ -219,6 +219,17 @@ fn paths() {
     let report: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(blocks(&report, "handed_over"), 23);
     assert!(fs::symlink_metadata("/dev/stdout").unwrap().file_type().is_symlink());
+    // What is in the file that it leads to stays.
+    let log = directory.join("log");
+    fs::write(&log, "what there was\n").unwrap();
+    let mut command = command("work");
+    command.env("DEFERFREE_STATS", "/dev/stderr");
+    command.stdout(Stdio::null());
+    command.stderr(fs::OpenOptions::new().append(true).open(&log).unwrap());
+    assert!(command.spawn().unwrap().wait().unwrap().success());
+    let text = fs::read_to_string(&log).unwrap();
+    let report = text.strip_prefix("what there was\n").unwrap();
+    assert_eq!(blocks(&serde_json::from_str(report).unwrap(), "handed_over"), 23);
 }
 
 fn standard_error() {

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{KIB, MIB, ROOM, TINY, nearly_start, run_child, sleep_ms, wait_until};
+use common::{KIB, MIB, ROOM, TINY, nearly_start, run_child, sleep_ms, touched, wait_until};
 use deferfree::{DeferFree, Stats, Tally};
 use serde_json::Value;
 use taken_apart::{FATES, ROUNDS, SECS, blocks, check_work, churn, directory, line, to_json, work};
@@ -42,6 +42,8 @@ pub(crate) fn main() -> ExitCode {
         }
         Some("work") => {
             work(&GLOBAL);
+            // Allocated, and never freed.
+            std::mem::forget(touched(5 * MIB));
             println!("{}", numbers(&stats()));
         }
         Some("many_sizes") => many_sizes_child(),
@@ -115,7 +117,7 @@ fn json() {
     let order = ["handed_over"].into_iter().chain(FATES);
     let numbers: Vec<String> = order.map(|name| blocks(&report, name).to_string()).collect();
     assert_eq!(numbers.join(" "), output.stdout.trim());
-    assert_eq!(blocks(&report, "missed"), 17, "{report}");
+    assert_eq!(blocks(&report, "missed"), 17 + 1, "{report}");
     assert_eq!(report["peak_pending_bytes"], 16 * MIB);
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["forked"], false);

@@ -131,20 +131,29 @@ impl Drop for File {
 /// Makes a file at `path` of what `write` hands to its argument: whole, or the path stays as it was.
 ///
 /// What is no ordinary file, such as a pipe or a link, is written to as it is, without waiting for a
-/// reader.
+/// reader. Where it leads to the file that is standard output or error (`/dev/stderr`), this comes behind what is there.
 pub(crate) fn replace_file(
     path: &CStr,
     write: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> bool,
 ) -> Result<(), Errno> {
     let _quiet = Quiet::new();
     if is_no_ordinary_file(path) {
-        let flags = libc::O_WRONLY | libc::O_TRUNC | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let flags = libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::open(path, flags)?;
-        let written = write_to(&file, write);
+        let standard = [libc::STDOUT_FILENO, libc::STDERR_FILENO];
+        let opened = identity(file.0);
+        if let Some(same) =
+            standard.into_iter().find(|it| opened.is_some() && identity(*it) == opened)
+        {
+            return write_to(same, write);
+        }
+        // SAFETY: a descriptor of ours. Anything but a file refuses.
+        let empty = || unsafe { libc::ftruncate(file.0, 0) };
+        empty();
+        let written = write_to(file.0, write);
         if written.is_err() {
             // A link to a file on a full disk: nothing rather than half of it.
-            // SAFETY: a descriptor of ours. Anything but a file refuses.
-            unsafe { libc::ftruncate(file.0, 0) };
+            empty();
         }
         return written;
     }
@@ -153,7 +162,7 @@ pub(crate) fn replace_file(
     let beside = beside.as_c_str();
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
     let file = File::open(beside, flags)?;
-    let written = write_to(&file, write).and_then(|()| file.close()).and_then(|()| {
+    let written = write_to(file.0, write).and_then(|()| file.close()).and_then(|()| {
         // SAFETY: two C strings.
         if unsafe { libc::rename(beside.as_ptr(), path.as_ptr()) } != 0 {
             return Err(Errno::last());
@@ -167,16 +176,30 @@ pub(crate) fn replace_file(
     written
 }
 
+/// Writes to a descriptor.
 fn write_to(
-    file: &File,
+    file: libc::c_int,
     write: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> bool,
 ) -> Result<(), Errno> {
     let mut result = Ok(());
     write(&mut |bytes| {
-        result = write_all(file.0, bytes);
+        result = write_all(file, bytes);
         result.is_ok()
     });
     result
+}
+
+/// Which file a descriptor is; `None` for what is no ordinary one.
+fn identity(file: libc::c_int) -> Option<(libc::dev_t, libc::ino_t)> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: room for the structure, which is filled on success.
+    unsafe {
+        if libc::fstat(file, status.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let status = status.assume_init_ref();
+        (status.st_mode & libc::S_IFMT == libc::S_IFREG).then_some((status.st_dev, status.st_ino))
+    }
 }
 
 fn is_no_ordinary_file(path: &CStr) -> bool {

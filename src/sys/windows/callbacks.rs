@@ -2,8 +2,9 @@
 //!
 //! The system tells a program, and each library in it, by calling the functions in a table that the linker puts
 //! together, in the order of the names of its parts: `.CRT$XLA` to `.CRT$XLZ`. Rust's and C++'s thread-local
-//! destructors run from `XLB` to `XLD`. mimalloc's part is `XLY`: there it gives up a thread, or collects what it can
-//! as the process exits. So the process's exit is to be known before that, and a thread's after it.
+//! destructors run from `XLB` to `XLD`: what is flushed in one of them as the process exits must not wait for threads that
+//! are no more. mimalloc's part is `XLY`: there it gives up a thread, or collects what it can as the process exits. So the
+//! process's exit is to be known before all of them, and a thread's after them.
 //!
 //! The process may exit by the C library, as it does when `main` returns: that is heard of first, while other threads go
 //! on. When it exits by `ExitProcess`, as it does with `std::process::exit`, the system has stopped them where they were
@@ -20,7 +21,7 @@ use windows_sys::Win32::System::Threading::{TlsAlloc, TlsFree, TlsSetValue};
 type Callback = unsafe extern "system" fn(*mut c_void, u32, *mut c_void);
 
 #[used]
-#[unsafe(link_section = ".CRT$XLE")]
+#[unsafe(link_section = ".CRT$XLAB")]
 static ON_EXIT: Callback = on_exit;
 #[used]
 #[unsafe(link_section = ".CRT$XLYA")]
