@@ -115,13 +115,16 @@ impl<B: Backing> DeferFree<B> {
     /// Whether the burst that seems to begin is to be judged.
     fn begin_burst(&self, local: &Local) -> bool {
         let record = local.record();
-        if local.state() == State::Blind && record.is_skipping() {
-            record.note_skipped(sys::monotonic_ns(), local.far());
+        if local.state() == State::Blind
+            && record.is_skipping()
+            && record.goes_on_skipping(sys::monotonic_ns(), local.far())
+        {
             return false;
         }
         if local.state() != State::Blind {
-            if self.mode_by_cpus() == Mode::Scopes {
-                local.set_up(Mode::Scopes);
+            let mode = self.mode_by_cpus();
+            if matches!(mode, Mode::Disabled | Mode::Scopes) {
+                local.set_up(mode);
                 return false;
             }
             if record.begin() && local.has_built() && BURSTS.skips_first() {

@@ -451,8 +451,8 @@ impl Emptying<'_> {
             }
             if let Some(next) = next {
                 self.grant_given_up += chunk.bytes();
-                log.head_bytes.store(0, Ordering::Relaxed);
                 log.head.store(next + 1, Ordering::Release);
+                log.head_bytes.store(0, Ordering::Relaxed);
                 // Release, and after `head`: a forked child that finds the new one with the old slot loses what is in
                 // it; the other way round it would find the old one full.
                 log.head_slot.store(0, Ordering::Release);

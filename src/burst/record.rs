@@ -21,6 +21,8 @@ const WASTED: u8 = 1;
 /// A thread that has not allocated for this long after a burst, and so long for each block, has rested.
 const REST_NS: u64 = 1_000_000;
 const REST_NS_PER_BLOCK: u64 = 16;
+/// No thread takes longer to drop a block, but for one that does other things besides.
+const MOST_NS_PER_BLOCK: u64 = 1000;
 
 /// All zero bytes are a valid value.
 pub(crate) struct Record {
@@ -92,6 +94,18 @@ impl Record {
         self.n_blocks.set(n_blocks);
     }
 
+    /// A skipped burst has come to `n_blocks` more, or the thread has rested meanwhile: whether it is still to be skipped.
+    pub(crate) fn goes_on_skipping(&self, now_ns: u64, n_blocks: u32) -> bool {
+        let enough = REST_NS + u64::from(n_blocks) * MOST_NS_PER_BLOCK;
+        if now_ns.saturating_sub(self.looked_at_ns.get()) >= enough {
+            self.looked_at_ns.set(0);
+            self.note_worth_it();
+            return false;
+        }
+        self.note_skipped(now_ns, n_blocks);
+        true
+    }
+
     /// The thread allocates after a skipped burst.
     pub(super) fn note_rest(&self, now_ns: impl FnOnce() -> u64) {
         let looked_at_ns = self.looked_at_ns.replace(0);
@@ -124,6 +138,7 @@ impl Record {
 
     fn skip_more(&self) {
         self.is_open.set(false);
+        self.looked_at_ns.set(0);
         let (skip, next) = skips_at(self.level.get());
         self.skip.set(skip);
         self.level.set(next);

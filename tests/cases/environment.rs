@@ -10,6 +10,7 @@ use crate::common;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
+use std::thread;
 
 use common::{MIB, Output, SPOIL_STDERR, command, drainers, finish, rss, touched, wait_until};
 use deferfree::{Config, DeferFree};
@@ -306,14 +307,20 @@ fn unknown() {
 }
 
 fn off() {
-    let output = child("off", &[(b"DEFERFREE", b"off")]);
-    output.expect_clean();
+    // The lowest number there is: the first free of a thread may begin a burst.
+    for burst in [&b"128"[..], b"1"] {
+        let output = child("off", &[(b"DEFERFREE", b"off"), (b"DEFERFREE_BURST", burst)]);
+        output.expect_clean();
+    }
 }
 
 fn off_child() {
     for _ in 0..100 {
         drop(touched(4 * MIB));
     }
+    let small: Vec<_> = (0..1000).map(Box::new).collect();
+    // A thread's first call.
+    thread::scope(|scope| _ = scope.spawn(|| drop(small)));
     GLOBAL.flush();
     assert!(!GLOBAL.config().enabled);
     assert_eq!(drainers().len(), 0);

@@ -39,6 +39,7 @@ pub(crate) fn main() -> ExitCode {
                 ("skipped", || run("skipped", "128")),
                 ("forgiven", || run("forgiven", "128")),
                 ("forgiven_where_it_says_so", || run("forgiven_where_it_says_so", "128")),
+                ("forgiven_without_allocations", || run("forgiven_without_allocations", "128")),
                 ("goes_on_later", || run("goes_on_later", "128")),
                 ("threads_that_end", || run("threads_that_end", "128")),
                 ("many_threads", || run("many_threads", "128")),
@@ -59,6 +60,7 @@ pub(crate) fn main() -> ExitCode {
         Some("skipped") => skipped(),
         Some("forgiven") => forgiven(),
         Some("forgiven_where_it_says_so") => forgiven_where_it_says_so(),
+        Some("forgiven_without_allocations") => forgiven_without_allocations(),
         Some("goes_on_later") => goes_on_later(),
         Some("threads_that_end") => threads_that_end(),
         Some("many_threads") => many_threads(),
@@ -377,6 +379,33 @@ fn forgiven_where_it_says_so() {
     assert_eq!(burst_in_a_row(heap), 1);
     book.let_go();
     nothing_is_left(heap, book);
+}
+
+/// So is one that does nothing but free, in the midst of what it drops.
+fn forgiven_without_allocations() {
+    let (heap, book) = heap(true);
+    book.hold_drainer(heap, SMALL);
+    let blocks = [(); 2].map(|()| allocs(heap, 40_000));
+    // Wasted.
+    assert_eq!(
+        thread::scope(|scope| scope
+            .spawn(|| {
+                let n_deferred = burst_in_a_row(heap);
+                allocs(heap, 2 * BEGUN);
+                let [first, second] = blocks;
+                let before = bursts(heap).deferred_bursts;
+                frees(heap, first);
+                let skipped = bursts(heap).deferred_bursts - before;
+                thread::sleep(Duration::from_millis(50));
+                frees(heap, second);
+                [n_deferred, skipped, bursts(heap).deferred_bursts - before]
+            })
+            .join()
+            .unwrap()),
+        [1, 0, 1]
+    );
+    book.let_go();
+    heap.flush();
 }
 
 /// A thread that does nothing but free: what could not be written down for once does not keep it from writing down more.

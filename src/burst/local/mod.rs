@@ -384,8 +384,19 @@ impl Local {
     }
 
     /// The thread allocates or frees. PLAIN once more, if that is what it was.
+    #[inline]
     pub(crate) fn end_rest(&self) {
-        if self.rests.replace(false) && self.state.get() == State::Plain {
+        if self.rests.get() {
+            self.go_on();
+        }
+    }
+
+    #[cold]
+    fn go_on(&self) {
+        self.rests.set(false);
+        if self.state.get() == State::Plain {
+            // It may have been BLIND before it said that it rests.
+            self.record.note_rest(sys::monotonic_ns);
             self.plain();
         }
     }
@@ -471,8 +482,6 @@ impl Local {
         match self.state.get() {
             State::New => OnAlloc::Unknown,
             State::Plain => {
-                // It was BLIND before it said that it rests.
-                self.record.note_rest(sys::monotonic_ns);
                 self.n.set(0);
                 if !self.has_built() {
                     self.n_built.set(self.n_built.get() + 1);
