@@ -447,6 +447,9 @@ impl<B: Backing> DeferFree<B> {
     fn start(&self) {
         // Before STARTING, see `PhaseCell::start`.
         let registered = lifecycle::stay();
+        let config = self.config();
+        // A handler that forks would wait for this very thread.
+        let signals = sys::SignalsBlocked::new();
         // The drainer's, held from its birth on. A fork or the exit is under way: another time.
         let Ok(inside) = Inside::try_enter() else {
             return;
@@ -458,8 +461,9 @@ impl<B: Backing> DeferFree<B> {
         // This thread's, until others see what has come of it.
         let inside_too = inside.another();
         let started = if registered {
-            Runtime::start(self.backing, self.config(), inherited, inside)
+            Runtime::start(self.backing, config, inherited, inside)
         } else {
+            drop(inside);
             Err(StartError::Register)
         };
         let runtime = started.as_ref().ok().copied();
@@ -468,6 +472,7 @@ impl<B: Backing> DeferFree<B> {
         self.owner.store(owner, Ordering::Relaxed);
         start.finish(started.as_ref().copied().map_err(Failure::from));
         drop(inside_too);
+        drop(signals);
         if let (Err(error), true) = (started, is_first) {
             let outlook = Failure::from(&error).outlook();
             say(format_args!("{error}; large blocks are freed at once{outlook}"));

@@ -562,7 +562,7 @@ impl<B: Backing> report::Source for Runtime<B> {
     }
 
     fn for_each_size(&self, f: &mut dyn FnMut(&SizeStats)) {
-        self.sizes().filter(|size| size.handed_over > 0).for_each(|size| f(&size));
+        self.sizes().filter(|size| size.handed_over + size.missed > 0).for_each(|size| f(&size));
     }
 }
 

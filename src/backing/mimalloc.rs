@@ -315,7 +315,8 @@ fn put_purge_off() {
         // SAFETY: options are plain numbers; they may be read and set once mimalloc is loaded.
         unsafe {
             let before = ffi::mi_option_get(PURGE_DELAY);
-            if before < PURGE_DELAY_MS {
+            // It never purges where that is negative.
+            if (0..PURGE_DELAY_MS).contains(&before) {
                 DELAY_BEFORE_MS.store(before as isize, Ordering::Relaxed);
                 ffi::mi_option_set_default(PURGE_DELAY, PURGE_DELAY_MS);
             }

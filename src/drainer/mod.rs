@@ -219,11 +219,11 @@ impl Control {
             pending.end_sleep();
         }
         if pending.is_asleep() {
-            end_waking(backing);
+            tell_awake(backing, false);
             while pending.is_asleep() && !stopped() {
                 self.parker.park();
             }
-            backing.drainer_awake(true);
+            tell_awake(backing, true);
         }
         pending.end_sleep();
     }
@@ -385,7 +385,7 @@ pub(crate) fn run<B: Backing>(
             flushed.notify_all();
         }
         if stop && pending.bytes() == 0 && !is_burst_left {
-            end_waking(backing);
+            tell_awake(backing, false);
             // Until then `control` has to stay.
             while !control.has_stopped.load(Ordering::Acquire) {
                 thread::sleep(Duration::from_micros(50));
@@ -576,12 +576,12 @@ pub(crate) unsafe fn free_for_good<B: Backing>(
     }
 }
 
-/// The drainer is no longer awake. A child that was forked off in the midst of that would keep half of what the backing does.
-fn end_waking<B: Backing>(backing: B) {
+/// Tells the backing whether the drainer is awake. A child that was forked off in the midst of that would keep half of it.
+fn tell_awake<B: Backing>(backing: B, awake: bool) {
     let Some(inside) = Inside::enter() else {
         park_until_exit();
     };
-    backing.drainer_awake(false);
+    backing.drainer_awake(awake);
     drop(inside);
 }
 

@@ -15,7 +15,7 @@ use std::alloc::Layout;
 use std::ptr;
 
 use self::table::Table;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sys::{self, Released};
 
 /// A huge page of x86-64, and of aarch64 with pages of 4 KiB.
@@ -237,7 +237,7 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
         TABLE.set(block, len);
         return block;
     }
-    if !sys::MOVES_MAPPINGS {
+    if !may_move() {
         return ptr::null_mut();
     }
     // A place that the table has room for: pages that have moved do not find their way back.
@@ -258,8 +258,17 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
         TABLE.set(place, len);
         return place;
     }
+    MOVE_REFUSED.store(true, Ordering::Relaxed);
     TABLE.set(block, old_len);
     ptr::null_mut()
+}
+
+/// A mapping could not be moved. What it was to replace may be there still, and may not be unmapped, as another thread's may be
+/// there by now: it is not tried again, or each try would leave one behind.
+static MOVE_REFUSED: AtomicBool = AtomicBool::new(false);
+
+fn may_move() -> bool {
+    sys::MOVES_MAPPINGS && !MOVE_REFUSED.load(Ordering::Relaxed)
 }
 
 /// Moves pages from the beginning of any block to that of a huge one: how many bytes of the `len` that are in the block, 0 when
@@ -274,7 +283,7 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
     let (len, to_len) = (len / page * page, TABLE.len(to));
     // SAFETY: the first page of the caller's block.
     let is_there = || unsafe { sys::is_resident(to) };
-    if !sys::MOVES_MAPPINGS || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
+    if !may_move() || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
         return Some(0);
     }
     // By a mapping of their own, so that the block is one mapping in the end, which can grow.
@@ -284,15 +293,19 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
         if between.is_null() || !sys::move_pages(from, len, between) {
             return Some(0);
         }
+        let is_telling = !HUGE_PAGES && TABLE.is_telling(to);
         // Where this fails, it may be another thread's before it returns.
         TABLE.set(to, 0);
         if sys::move_mapping(between, len, to, to_len) {
             TABLE.set(to, to_len);
             if HUGE_PAGES {
                 sys::want_huge_pages(to, to_len);
+            } else if is_telling {
+                TABLE.set_telling(to);
             }
             return Some(len);
         }
+        MOVE_REFUSED.store(true, Ordering::Relaxed);
         from.copy_from_nonoverlapping(between, len);
         sys::unmap(between, len);
     }

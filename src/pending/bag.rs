@@ -32,7 +32,8 @@
 //!
 //! Both exchanges of a slot are Acquire and Release. From push to pop: what is in the block. From a pop to the pops and
 //! pushes of the same slot after it: its claim, so that the head that they write down is beyond all positions whose pops
-//! have left the slot, and what is written there never falls. The claims themselves order nothing, hence Relaxed; that a
+//! have left the slot. (An older one may be written where a block has come and gone in between; then that block's position is
+//! beyond both, and its pop, which is still to come, writes a newer one.) The claims themselves order nothing, hence Relaxed; that a
 //! thread sees its own and those that happened before is coherence.
 
 use std::ptr;

@@ -73,6 +73,12 @@ fn n_mappings() -> usize {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
 }
 
+/// Bytes of all mappings.
+fn mapped() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4 * KIB
+}
+
 /// Writes its own position to each page, or checks that it is there.
 fn mark(bytes: &mut [u8]) {
     bytes.chunks_mut(4 * KIB).enumerate().for_each(|(i, page)| page[0] = i as u8 | 1);
@@ -286,7 +292,11 @@ fn half_written() {
 /// Nothing moves, nothing is told of pages, nothing is given back: copied, cleared or made anew all the same.
 fn where_calls_are_refused() {
     refuse_calls(&[libc::SYS_mremap, libc::SYS_mincore, libc::SYS_madvise], libc::EPERM);
-    for round in 0..5 {
+    let mut before = 0;
+    for round in 0..12 {
+        if round == 2 {
+            before = mapped();
+        }
         let mut block: Vec<u8> = Vec::with_capacity(64 * MIB);
         block.resize(64 * MIB, 7);
         for bytes in [100 * MIB, 300 * MIB] {
@@ -298,7 +308,10 @@ fn where_calls_are_refused() {
         // Now a page of it, now all.
         let written = if round % 2 == 0 { 1 } else { table.len() };
         table[..written].fill(1);
+        drop((block, table));
+        GLOBAL.flush();
     }
+    assert!(mapped() < before + GIB, "{before}, then {}", mapped());
 }
 
 /// Linux before 5.7 cannot move pages out of a mapping that stays: what was mapped for them goes, each time.
