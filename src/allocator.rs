@@ -447,7 +447,8 @@ impl<B: Backing> DeferFree<B> {
     fn start(&self) {
         // Before STARTING, see `PhaseCell::start`.
         let registered = lifecycle::stay();
-        let config = self.config();
+        // Not inside: the first time it takes locks. The rest of the configuration, which asks the system, waits until it is needed.
+        let _ = self.read_settings();
         // A handler that forks would wait for this very thread.
         let signals = sys::SignalsBlocked::new();
         // The drainer's, held from its birth on. A fork or the exit is under way: another time.
@@ -461,7 +462,7 @@ impl<B: Backing> DeferFree<B> {
         // This thread's, until others see what has come of it.
         let inside_too = inside.another();
         let started = if registered {
-            Runtime::start(self.backing, config, inherited, inside)
+            Runtime::start(self.backing, self.config(), inherited, inside)
         } else {
             drop(inside);
             Err(StartError::Register)

@@ -115,9 +115,7 @@ impl<B: Backing> DeferFree<B> {
     /// Whether the burst that seems to begin is to be judged.
     fn begin_burst(&self, local: &Local) -> bool {
         let record = local.record();
-        if local.state() == State::Blind
-            && record.is_skipping()
-            && record.goes_on_skipping(sys::monotonic_ns(), local.far())
+        if local.state() == State::Blind && record.goes_on_skipping(sys::monotonic_ns, local.far())
         {
             return false;
         }

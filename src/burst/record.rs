@@ -83,27 +83,28 @@ impl Record {
         self.wasted.get()
     }
 
-    /// Whether this one is, and rest would forgive the wasted one.
-    pub(crate) fn is_skipping(&self) -> bool {
-        self.looked_at_ns.get() != 0
-    }
-
     /// A skipped burst has come to `n_blocks` by now.
     pub(crate) fn note_skipped(&self, now_ns: u64, n_blocks: u32) {
         self.looked_at_ns.set(now_ns);
         self.n_blocks.set(n_blocks);
     }
 
-    /// A skipped burst has come to `n_blocks` more, or the thread has rested meanwhile: whether it is still to be skipped.
-    pub(crate) fn goes_on_skipping(&self, now_ns: u64, n_blocks: u32) -> bool {
-        let enough = REST_NS + u64::from(n_blocks) * MOST_NS_PER_BLOCK;
-        if now_ns.saturating_sub(self.looked_at_ns.get()) >= enough {
-            self.looked_at_ns.set(0);
-            self.note_worth_it();
+    /// Whether the burst, which has come to `n_blocks` more, is one that is skipped because one was wasted, and the thread has
+    /// not rested meanwhile.
+    pub(crate) fn goes_on_skipping(&self, now_ns: impl FnOnce() -> u64, n_blocks: u32) -> bool {
+        let looked_at_ns = self.looked_at_ns.replace(0);
+        if looked_at_ns == 0 {
             return false;
         }
-        self.note_skipped(now_ns, n_blocks);
-        true
+        let now_ns = now_ns();
+        let enough = REST_NS + u64::from(n_blocks) * MOST_NS_PER_BLOCK;
+        let has_rested = now_ns.saturating_sub(looked_at_ns) >= enough;
+        if has_rested {
+            self.note_worth_it();
+        } else {
+            self.note_skipped(now_ns, n_blocks);
+        }
+        !has_rested
     }
 
     /// The thread allocates after a skipped burst.

@@ -283,14 +283,21 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
     let (len, to_len) = (len / page * page, TABLE.len(to));
     // SAFETY: the first page of the caller's block.
     let is_there = || unsafe { sys::is_resident(to) };
-    if !may_move() || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
+    // As `MOVE_REFUSED`. Linux before 5.7 moves mappings alone.
+    static PAGES_REFUSED: AtomicBool = AtomicBool::new(false);
+    let may_move = may_move() && !PAGES_REFUSED.load(Ordering::Relaxed);
+    if !may_move || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
         return Some(0);
     }
     // By a mapping of their own, so that the block is one mapping in the end, which can grow.
     let between = sys::map_aligned(len, UNIT_BYTES);
     // SAFETY: the caller's blocks, and a mapping that nobody knows of.
     unsafe {
-        if between.is_null() || !sys::move_pages(from, len, between) {
+        if between.is_null() {
+            return Some(0);
+        }
+        if !sys::move_pages(from, len, between) {
+            PAGES_REFUSED.store(true, Ordering::Relaxed);
             return Some(0);
         }
         let is_telling = !HUGE_PAGES && TABLE.is_telling(to);

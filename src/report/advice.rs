@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::out::{Setting, Size};
 use crate::config::Config;
-use crate::stats::{Stats, Tally};
+use crate::stats::Stats;
 
 /// See the module.
 pub(super) struct Advice<'a> {
@@ -95,9 +95,9 @@ fn percent(part: u64, of: u64) -> u64 {
 const BURSTS_BYTES: u64 = 64 << 20;
 
 /// The bound doubled, or as much as was refused where that is none.
-fn higher_bound(config: &Config, refused: Tally) -> u64 {
+fn higher_bound(config: &Config, refused_bytes: u64) -> u64 {
     let bound = config.max_pending_bytes as u64;
-    if bound > 0 { bound.saturating_mul(2) } else { refused.bytes.next_power_of_two() }
+    if bound > 0 { bound.saturating_mul(2) } else { refused_bytes.next_power_of_two() }
 }
 
 impl fmt::Display for Advice<'_> {
@@ -126,14 +126,14 @@ impl fmt::Display for Advice<'_> {
                 "{} % of the large blocks ({inline} of {of}) were freed at once because no more than \
                  {bound} may wait: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
                 percent(inline, of),
-                Setting(higher_bound(config, self.stats.over_bound))
+                Setting(higher_bound(config, self.stats.over_bound.bytes))
             ),
             Finding::BurstsOverBound { inline, of } => write!(
                 f,
                 "{} % of the small blocks in bursts ({inline} of {of}) were freed at once because no \
                  more than {bound} may wait: if there is memory for it, try DEFERFREE_MAX_PENDING={}.",
                 percent(inline, of),
-                Setting(higher_bound(config, Tally { blocks: 0, bytes: BURSTS_BYTES }))
+                Setting(higher_bound(config, BURSTS_BYTES))
             ),
             Finding::QueueFull { inline, of } => write!(
                 f,

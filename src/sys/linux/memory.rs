@@ -1,7 +1,6 @@
 //! Memory of the kernel's, past the allocator.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::unix::page_bytes;
 
@@ -73,8 +72,7 @@ pub(crate) unsafe fn move_mapping(
 }
 
 /// Moves pages out of a mapping, which stays and is zero there, to where another mapping is, which goes. False when refused:
-/// then the pages are as they were, and the other mapping may not be touched any more: whether it is still there nobody knows
-/// the first time; what was refused once is not asked for again.
+/// then the pages are as they were, and whether the other mapping is still there nobody knows: it may not be touched any more.
 ///
 /// # Safety
 /// `[ptr, ptr + len)` must be whole pages of one private anonymous mapping; `to` must come from the functions that map,
@@ -82,19 +80,9 @@ pub(crate) unsafe fn move_mapping(
 pub(crate) unsafe fn move_pages(ptr: *mut u8, len: usize, to: *mut u8) -> bool {
     // linux/mman.h; since Linux 5.7.
     const MREMAP_DONTUNMAP: libc::c_long = 4;
-    static REFUSED: AtomicBool = AtomicBool::new(false);
-    if REFUSED.load(Ordering::Relaxed) {
-        // SAFETY: the caller's second mapping.
-        unsafe { crate::sys::unmap(to, len) };
-        return false;
-    }
     let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
     // SAFETY: the caller's. What is replaced is the second mapping.
-    let moved = unsafe { remap(ptr, len, len, flags, to) };
-    if !moved {
-        REFUSED.store(true, Ordering::Relaxed);
-    }
-    moved
+    unsafe { remap(ptr, len, len, flags, to) }
 }
 
 /// Asks for huge pages behind a mapping.
