@@ -5,6 +5,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::hint::black_box;
+use std::{ptr, thread};
 
 /// The pairs are made at so many places, for an allocator may look at some addresses more closely than
 /// at others.
@@ -19,8 +20,9 @@ const MIXED_SIZES: [usize; 8] = [24, 512, 8, 96, 1536, 48, 200, 4096];
 /// The block of the loops in which frees are counted, and how many of them live at a time.
 const FREED: Layout = Layout::new::<[u64; 8]>();
 const FREED_LIVE_BLOCKS: usize = 8192;
+const OTHER: Layout = Layout::new::<[u64; 2]>();
 
-/// `<size>|mixed|fixed|sized <pairs>` runs that many pairs, a multiple of [`N_PLACES`].
+/// `<size>|mixed|fixed|sized|passed <pairs>` runs that many pairs, a multiple of [`N_PLACES`].
 pub(crate) fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers = match arguments.as_slice() {
@@ -40,6 +42,7 @@ pub(crate) fn main() {
                 unsafe { free_sized(ptr, size) }
             });
         }
+        Some(("passed", n_pairs)) => passed(n_pairs),
         Some((size, n_pairs)) => match size.parse().ok().and_then(layout) {
             Some(layout) => pairs(layout, n_pairs),
             None => usage(),
@@ -135,7 +138,24 @@ fn frees(n_pairs: u64, free: impl Fn(*mut u8)) {
     // To free the rest would be a burst.
 }
 
-// What these two execute besides `mi_free` is what the allocator puts before it. Each is a function of
+/// All are freed by another thread than the one that has allocated them. It allocates a block beside each, so that no burst
+/// begins.
+fn passed(n_pairs: u64) {
+    let blocks: Vec<usize> =
+        (0..n_pairs).map(|_| black_box(allocate(FREED)).expose_provenance()).collect();
+    let freeing = thread::spawn(move || {
+        for block in blocks {
+            // SAFETY: a block of this layout, which is freed once.
+            unsafe { free_fixed(ptr::with_exposed_provenance_mut(block)) };
+            black_box(allocate(OTHER));
+        }
+    });
+    if let Err(panic) = freeing.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+// What these two execute, `mi_free` with it or without, is what a free costs. Each is a function of
 // its own: inlined into a loop, the one could not be told from the other. What of the layout is known
 // when a program is compiled is as it is in the drop of a `Box` and of a vector.
 

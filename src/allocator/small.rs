@@ -10,8 +10,8 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::{DeferFree, Phase, SWITCHED_OFF};
-use crate::backing::Backing;
-use crate::burst::local::{self, JUDGED, Local, Mode, OnAlloc, OnFree, State};
+use crate::backing::{Backing, OwnFree};
+use crate::burst::local::{self, JUDGED, LOOK_EVERY, Local, Mode, OnAlloc, OnFree, State};
 use crate::burst::{BURSTS, Outcome, SMALL_BYTES, Written};
 use crate::config::{Burst, DEFAULT_BURST};
 use crate::drainer::work;
@@ -41,6 +41,13 @@ pub(super) fn is_surely_small(layout: Layout) -> bool {
     layout.size() <= SURE_BYTES && layout.align() <= SURE_ALIGN
 }
 
+/// Of the frees that come first in full memory one in so many looks. Of those that come in blocks in disorder all do at first,
+/// and the earlier a burst begins the better, see `LOOK_EVERY`.
+const FIRST_EVERY: u32 = 8;
+/// About so many frees come with each of these, itself among them. With 1 the blocks of a `BTreeMap` were found to be in the
+/// cache in some drops, which took 1.5 times as long then: by the time a burst began much had been brought in.
+const FIRST_FREES: u32 = 2;
+
 /// Touching a block that is about to be freed takes at least so long, on average, where it pays to write its address
 /// down instead. Measured (Zen 4): 0.5 to 4 ns for lists, trees, JSON, `Rc<str>`, vectors of vectors that lie in a row, all of
 /// which freeing at once is as good for; 13 to 60 for maps, sets, and strings and boxes out of order.
@@ -55,12 +62,52 @@ impl<B: Backing> DeferFree<B> {
     /// As for `dealloc`; `size` is that of the layout, less than [`MIN_CLASS_BYTES`].
     #[inline(never)]
     pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
+        // SAFETY: the caller's block.
+        unsafe { Self::free_small(ptr, size, this) };
+    }
+
+    /// As `dealloc`, for a block below `plain_below`.
+    ///
+    /// # Safety
+    /// As for `dealloc`; `size` is that of the layout.
+    #[inline(always)]
+    pub(super) unsafe fn free_small(ptr: *mut u8, size: usize, this: &Self) {
+        let own_pages = local::own_pages();
+        if !own_pages.is_null() {
+            // SAFETY: the caller's block; every block comes from the backing.
+            match unsafe { this.backing.dealloc_own(ptr, own_pages) } {
+                OwnFree::Done => return,
+                OwnFree::First if local::is_one_in(ptr, FIRST_EVERY) => {
+                    // SAFETY: the caller's block.
+                    return unsafe { Self::look(ptr, size, this, FIRST_FREES * FIRST_EVERY) };
+                }
+                // SAFETY: the caller's block.
+                OwnFree::Last => return unsafe { Self::look(ptr, size, this, LOOK_EVERY) },
+                OwnFree::First | OwnFree::Not => {}
+            }
+        }
         if local::hash(ptr) >= local::short_below() {
             // SAFETY: the caller's block.
             return unsafe { Self::write_down(ptr, size, this) };
         }
         // SAFETY: the caller's block; every block comes from the backing.
         unsafe { this.backing.dealloc_any(ptr) };
+    }
+
+    /// As `free`, where the thread looks what it is doing, as the free takes its time anyway. It stands for about `n_frees`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn look(ptr: *mut u8, size: usize, this: &Self, n_frees: u32) {
+        // SAFETY: the caller's block; every block comes from the backing.
+        unsafe {
+            match local::here() {
+                Some(local) if local.looks() => {
+                    local.note_look();
+                    Self::decide(ptr, size, this, Some(n_frees));
+                }
+                _ => this.backing.dealloc_any(ptr),
+            }
+        }
     }
 
     /// As `free`, where the thread is in a burst, or looks whether it is.
@@ -71,18 +118,30 @@ impl<B: Backing> DeferFree<B> {
             return;
         }
         // SAFETY: the caller's block.
-        unsafe { Self::decide(ptr, size, this) };
+        unsafe { Self::decide(ptr, size, this, None) };
     }
 
-    /// As `write_down`, where that is not all.
+    /// What becomes of a block at whose free the thread looks what it is doing. It stands for about `n_frees`; `None` where it is
+    /// its address for which it looks.
     #[cold]
     #[inline(never)]
-    unsafe fn decide(ptr: *mut u8, size: usize, this: &Self) {
-        if work::is_new() {
+    unsafe fn decide(ptr: *mut u8, size: usize, this: &Self, n_frees: Option<u32>) {
+        let local = local::here();
+        let n_frees = n_frees.or_else(|| {
+            let local = local?;
+            // SAFETY: the caller's block, which is the backing's.
+            local.note_owner(|own_pages| unsafe { this.backing.is_own(ptr, own_pages) });
+            Some(local.frees_per_look())
+        });
+        let may_defer = local.is_some_and(|local| !local.has_no_bursts());
+        if may_defer && work::is_new() {
             this.hear_of_work();
         }
-        let local = local::here();
-        if !local.is_some_and(|local| !local.has_allocated() && this.defers(local, ptr, size)) {
+        let defers = |local: &Local| {
+            let n_frees = n_frees.unwrap_or(0);
+            may_defer && !local.has_allocated() && this.defers(local, ptr, size, n_frees)
+        };
+        if !local.is_some_and(defers) {
             // SAFETY: the caller's block; every block comes from the backing.
             unsafe { this.backing.dealloc_any(ptr) };
         }
@@ -101,11 +160,11 @@ impl<B: Backing> DeferFree<B> {
 
     /// Whether the block is taken care of.
     #[inline(never)]
-    fn defers(&self, local: &Local, ptr: *mut u8, size: usize) -> bool {
+    fn defers(&self, local: &Local, ptr: *mut u8, size: usize, n_frees: u32) -> bool {
         if local.state() == State::New {
-            local.set_up(self.mode());
+            self.set_up(local);
         }
-        match local.on_free(self.looks()) {
+        match local.on_free(n_frees, self.burst_frees()) {
             OnFree::FreeNow => false,
             OnFree::Begin => self.begin_burst(local) && self.defer(local, ptr, size),
             OnFree::Write => self.defer(local, ptr, size),
@@ -115,14 +174,16 @@ impl<B: Backing> DeferFree<B> {
     /// Whether the burst that seems to begin is to be judged.
     fn begin_burst(&self, local: &Local) -> bool {
         let record = local.record();
-        if local.state() == State::Blind && record.goes_on_skipping(sys::monotonic_ns, local.far())
-        {
-            return false;
+        if local.state() == State::Blind {
+            let n_frees = local.counts_all().then(|| local.far());
+            if record.goes_on_skipping(sys::monotonic_ns, n_frees) {
+                return false;
+            }
         }
         if local.state() != State::Blind {
             let mode = self.mode_by_cpus();
             if matches!(mode, Mode::Disabled | Mode::Scopes) {
-                local.set_up(mode);
+                local.set_up(mode, self.backing.own_pages());
                 return false;
             }
             if record.begin() && local.has_built() && BURSTS.skips_first() {
@@ -132,7 +193,7 @@ impl<B: Backing> DeferFree<B> {
                 BURSTS.note(Outcome::Skipped);
                 local.blind();
                 if record.may_be_forgiven() {
-                    record.note_skipped(sys::monotonic_ns(), 0);
+                    record.note_skipped(sys::monotonic_ns(), u32::from(local.counts_all()));
                 }
                 return false;
             }
@@ -353,7 +414,7 @@ impl<B: Backing> DeferFree<B> {
         };
         match local.on_alloc() {
             OnAlloc::Nothing => {}
-            OnAlloc::Unknown => local.set_up(self.mode()),
+            OnAlloc::Unknown => self.set_up(local),
             OnAlloc::TakeBack => self.take_back(local),
             OnAlloc::Over { worth_it } => {
                 if worth_it {
@@ -383,6 +444,10 @@ impl<B: Backing> DeferFree<B> {
         // Else the drainer is at it: it counts as in hand.
     }
 
+    fn set_up(&self, local: &Local) {
+        local.set_up(self.mode(), self.backing.own_pages());
+    }
+
     /// What a thread has to know of the settings.
     fn mode(&self) -> Mode {
         if self.read_settings() == SWITCHED_OFF || !sys::CAN_DEFER {
@@ -404,10 +469,10 @@ impl<B: Backing> DeferFree<B> {
         self.mode()
     }
 
-    fn looks(&self) -> u32 {
+    fn burst_frees(&self) -> u32 {
         match self.burst.load(Ordering::Relaxed) {
-            BY_CPUS => local::looks_of(DEFAULT_BURST),
-            n_frees => local::looks_of(n_frees),
+            BY_CPUS => DEFAULT_BURST,
+            n_frees => n_frees,
         }
     }
 

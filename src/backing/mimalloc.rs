@@ -10,7 +10,47 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicUsize, Orderin
 
 use libmimalloc_sys as ffi;
 
-use super::Backing;
+use super::{Backing, OwnFree};
+
+/// The address of a symbol that may be missing, on ELF systems; null elsewhere.
+macro_rules! weak {
+    ($symbol:literal) => {{
+        let address: *const ();
+        #[cfg(all(unix, not(target_vendor = "apple"), target_arch = "x86_64"))]
+        // SAFETY: reads what the linker wrote.
+        unsafe {
+            std::arch::asm!(
+                concat!(".weak ", $symbol),
+                concat!("mov {address}, qword ptr [rip + ", $symbol, "@GOTPCREL]"),
+                address = out(reg) address,
+                options(nostack, preserves_flags, pure, readonly),
+            );
+        }
+        #[cfg(all(unix, not(target_vendor = "apple"), target_arch = "aarch64"))]
+        // SAFETY: as above.
+        unsafe {
+            std::arch::asm!(
+                concat!(".weak ", $symbol),
+                concat!("adrp {address}, :got:", $symbol),
+                concat!("ldr {address}, [{address}, :got_lo12:", $symbol, "]"),
+                address = out(reg) address,
+                options(nostack, preserves_flags, pure, readonly),
+            );
+        }
+        #[cfg(not(all(
+            unix,
+            not(target_vendor = "apple"),
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        )))]
+        {
+            address = std::ptr::null();
+        }
+        address
+    }};
+}
+
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod page;
 
 /// mimalloc, called directly.
 ///
@@ -182,6 +222,24 @@ unsafe impl Backing for Mimalloc {
         register_deferred_free();
     }
 
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn own_pages(&self) -> *const () {
+        page::map().cast()
+    }
+
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[inline(always)]
+    unsafe fn dealloc_own(&self, ptr: *mut u8, own_pages: *const ()) -> OwnFree {
+        // SAFETY: the caller's block; what `own_pages` gave.
+        unsafe { page::free(ptr, own_pages.cast()) }
+    }
+
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+        // SAFETY: as above.
+        unsafe { page::is_own(ptr, own_pages.cast()) }
+    }
+
     fn purge(&self) {
         // SAFETY: may be called on any thread.
         unsafe { ffi::mi_collect(true) };
@@ -221,44 +279,6 @@ mod theap {
         // SAFETY: null, or the function.
         unsafe { std::mem::transmute(address) }
     }
-
-    /// The address of a symbol that may be missing, on ELF systems; null elsewhere.
-    macro_rules! weak {
-        ($symbol:literal) => {{
-            let address: *const ();
-            #[cfg(all(unix, not(target_vendor = "apple"), target_arch = "x86_64"))]
-            // SAFETY: reads what the linker wrote.
-            unsafe {
-                std::arch::asm!(
-                    concat!(".weak ", $symbol),
-                    concat!("mov {address}, qword ptr [rip + ", $symbol, "@GOTPCREL]"),
-                    address = out(reg) address,
-                    options(nostack, preserves_flags, pure, readonly),
-                );
-            }
-            #[cfg(all(unix, not(target_vendor = "apple"), target_arch = "aarch64"))]
-            // SAFETY: as above.
-            unsafe {
-                std::arch::asm!(
-                    concat!(".weak ", $symbol),
-                    concat!("adrp {address}, :got:", $symbol),
-                    concat!("ldr {address}, [{address}, :got_lo12:", $symbol, "]"),
-                    address = out(reg) address,
-                    options(nostack, preserves_flags, pure, readonly),
-                );
-            }
-            #[cfg(not(all(
-                unix,
-                not(target_vendor = "apple"),
-                any(target_arch = "x86_64", target_arch = "aarch64")
-            )))]
-            {
-                address = std::ptr::null();
-            }
-            address
-        }};
-    }
-    use weak;
 }
 
 type Settle = fn(&mut dyn FnMut(*mut u8));

@@ -6,11 +6,25 @@ mod system;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::mem::MaybeUninit;
+use std::ptr;
 
 pub use self::mimalloc::Mimalloc;
 pub(crate) use self::mimalloc::{
     exiting as mimalloc_exiting, forked_child as mimalloc_forked_child,
 };
+
+/// What has become of a block, see [`Backing::dealloc_own`].
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnFree {
+    Done,
+    /// Not freed: it takes more than that.
+    Not,
+    /// Not freed: it may be the first block of memory that is full of blocks.
+    First,
+    /// Not freed: it is the last block of memory that had been full of blocks.
+    Last,
+}
 
 /// An allocator that [`DeferFree`](crate::DeferFree) can stand on.
 ///
@@ -128,6 +142,36 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     unsafe fn dealloc_any(&self, ptr: *mut u8) {
         // SAFETY: the caller's block; `dealloc` finds size and alignment by itself.
         unsafe { self.dealloc(ptr, Layout::new::<u8>()) };
+    }
+
+    /// What [`dealloc_own`](Backing::dealloc_own) needs; null where there is nothing of the kind.
+    #[doc(hidden)]
+    fn own_pages(&self) -> *const () {
+        ptr::null()
+    }
+
+    /// Frees a block, where that takes no more than to put it on a list of the calling thread's own.
+    ///
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::dealloc`]; the block is still there unless the answer is [`OwnFree::Done`]. `own_pages` is what
+    /// [`own_pages`](Backing::own_pages) has given, and not null.
+    #[doc(hidden)]
+    #[inline(always)]
+    unsafe fn dealloc_own(&self, ptr: *mut u8, own_pages: *const ()) -> OwnFree {
+        let _ = (ptr, own_pages);
+        OwnFree::Not
+    }
+
+    /// Whether the block is in memory of the calling thread's own, where [`dealloc_own`](Backing::dealloc_own) frees it.
+    ///
+    /// # Safety
+    ///
+    /// As for `dealloc_own`.
+    #[doc(hidden)]
+    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+        let _ = (ptr, own_pages);
+        false
     }
 
     /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,

@@ -32,9 +32,9 @@ pub(crate) struct Record {
     level: Cell<u8>,
     /// They are skipped because one was wasted.
     wasted: Cell<bool>,
-    /// When the drop that is being skipped was last looked at, and how many blocks it had freed by then; 0 if
-    /// that does not matter.
+    /// When the drop that is being skipped was last looked at; 0 if that does not matter.
     looked_at_ns: Cell<u64>,
+    /// How many blocks it had freed since the look before; 0 if there has been none.
     n_blocks: Cell<u32>,
     /// There has been a burst.
     is_old: Cell<bool>,
@@ -83,23 +83,36 @@ impl Record {
         self.wasted.get()
     }
 
-    /// A skipped burst has come to `n_blocks` by now.
+    /// A skipped burst has come to `n_blocks` since it was last looked at; 0 if it has not been.
     pub(crate) fn note_skipped(&self, now_ns: u64, n_blocks: u32) {
         self.looked_at_ns.set(now_ns);
         self.n_blocks.set(n_blocks);
     }
 
-    /// Whether the burst, which has come to `n_blocks` more, is one that is skipped because one was wasted, and the thread has
-    /// not rested meanwhile.
-    pub(crate) fn goes_on_skipping(&self, now_ns: impl FnOnce() -> u64, n_blocks: u32) -> bool {
-        let looked_at_ns = self.looked_at_ns.replace(0);
-        if looked_at_ns == 0 {
-            return false;
+    /// As `note_skipped`, if the burst is one that is skipped because one was wasted.
+    pub(super) fn note_goes_on(&self, now_ns: impl FnOnce() -> u64, n_blocks: u32) {
+        if self.looked_at_ns.get() != 0 {
+            self.note_skipped(now_ns(), n_blocks);
         }
+    }
+
+    /// Whether the burst is one that is skipped because one was wasted, and the thread has not rested since the last look.
+    /// That can be told where it is known to how many blocks the burst has come since, `n_blocks`; where it is not, the
+    /// thread is one that is going to allocate, see `note_rest`.
+    pub(crate) fn goes_on_skipping(
+        &self,
+        now_ns: impl FnOnce() -> u64,
+        n_blocks: Option<u32>,
+    ) -> bool {
+        let looked_at_ns = self.looked_at_ns.get();
+        let Some(n_blocks) = n_blocks.filter(|_| looked_at_ns != 0) else {
+            return looked_at_ns != 0;
+        };
         let now_ns = now_ns();
         let enough = REST_NS + u64::from(n_blocks) * MOST_NS_PER_BLOCK;
         let has_rested = now_ns.saturating_sub(looked_at_ns) >= enough;
         if has_rested {
+            self.looked_at_ns.set(0);
             self.note_worth_it();
         } else {
             self.note_skipped(now_ns, n_blocks);
@@ -107,10 +120,11 @@ impl Record {
         !has_rested
     }
 
-    /// The thread allocates after a skipped burst.
+    /// The thread allocates after a skipped burst. Of one that has not been looked at since it began it is not known when it
+    /// ended.
     pub(super) fn note_rest(&self, now_ns: impl FnOnce() -> u64) {
         let looked_at_ns = self.looked_at_ns.replace(0);
-        if looked_at_ns == 0 {
+        if looked_at_ns == 0 || self.n_blocks.get() == 0 {
             return;
         }
         let enough = REST_NS + u64::from(self.n_blocks.get()) * REST_NS_PER_BLOCK;
@@ -258,6 +272,7 @@ mod tests {
             }
             assert!(record.skips());
             assert_eq!(record.may_be_forgiven(), wasted);
+            record.note_goes_on(unasked, n_blocks);
             record.note_rest(unasked);
             if record.may_be_forgiven() {
                 record.note_skipped(5, 0);
@@ -267,6 +282,23 @@ mod tests {
             }
             let all = if wasted { 64 } else { 8 };
             assert_eq!(n_skipped(&record), if forgiven { 0 } else { all - 1 });
+        }
+    }
+
+    /// Where it is not known when the skipped burst ended.
+    #[test]
+    fn rest_is_not_seen_after_a_burst_that_was_not_looked_at() {
+        let record = Record::new();
+        record.note_wasted();
+        for looked_at in [false, true] {
+            assert!(record.skips());
+            record.note_skipped(1, 0);
+            assert!(record.goes_on_skipping(|| u64::MAX, None));
+            if looked_at {
+                record.note_goes_on(|| 2, 1000);
+            }
+            record.note_rest(|| u64::MAX);
+            assert_eq!(record.skips(), !looked_at);
         }
     }
 }

@@ -65,6 +65,29 @@ pub(crate) fn short_below() -> u32 {
 
 /// See `Local`.
 #[inline(always)]
+pub(crate) fn own_pages() -> *const () {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let value: *const ();
+        // SAFETY: reads a field of this thread's variable.
+        unsafe {
+            asm!(
+                "mov {offset}, qword ptr [rip + deferfree_local_0_1@GOTTPOFF]",
+                "mov {value}, qword ptr fs:[{offset} + {field}]",
+                offset = out(reg) _,
+                value = out(reg) value,
+                field = const offset_of!(Local, own_pages),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        value
+    }
+    #[cfg(target_arch = "aarch64")]
+    variable().own_pages.get()
+}
+
+/// See `Local`.
+#[inline(always)]
 pub(crate) fn is_fresh() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
