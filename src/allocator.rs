@@ -566,7 +566,10 @@ impl<B: Backing> DeferFree<B> {
             if size >= this.plain_below.load(Ordering::Relaxed) {
                 return Self::free_long(ptr, size, align, this);
             }
-            Self::free_small(ptr, size, this);
+            if local::hash(ptr) >= local::short_below() {
+                return Self::write_down(ptr, size, this);
+            }
+            this.backing.dealloc(ptr, Layout::from_size_align_unchecked(size, align));
         }
     }
 

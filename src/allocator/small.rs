@@ -41,13 +41,6 @@ pub(super) fn is_surely_small(layout: Layout) -> bool {
     layout.size() <= SURE_BYTES && layout.align() <= SURE_ALIGN
 }
 
-/// Of the frees that come first in full memory one in so many looks. Of those that come in blocks in disorder all do at first,
-/// and the earlier a burst begins the better, see `LOOK_EVERY`.
-const FIRST_EVERY: u32 = 8;
-/// About so many frees come with each of these, itself among them. With 1 the blocks of a `BTreeMap` were found to be in the
-/// cache in some drops, which took 1.5 times as long then: by the time a burst began much had been brought in.
-const FIRST_FREES: u32 = 2;
-
 /// Touching a block that is about to be freed takes at least so long, on average, where it pays to write its address
 /// down instead. Measured (Zen 4): 0.5 to 4 ns for lists, trees, JSON, `Rc<str>`, vectors of vectors that lie in a row, all of
 /// which freeing at once is as good for; 13 to 60 for maps, sets, and strings and boxes out of order.
@@ -62,28 +55,17 @@ impl<B: Backing> DeferFree<B> {
     /// As for `dealloc`; `size` is that of the layout, less than [`MIN_CLASS_BYTES`].
     #[inline(never)]
     pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
-        // SAFETY: the caller's block.
-        unsafe { Self::free_small(ptr, size, this) };
-    }
-
-    /// As `dealloc`, for a block below `plain_below`.
-    ///
-    /// # Safety
-    /// As for `dealloc`; `size` is that of the layout.
-    #[inline(always)]
-    pub(super) unsafe fn free_small(ptr: *mut u8, size: usize, this: &Self) {
         let own_pages = local::own_pages();
         if !own_pages.is_null() {
             // SAFETY: the caller's block; every block comes from the backing.
             match unsafe { this.backing.dealloc_own(ptr, own_pages) } {
                 OwnFree::Done => return,
-                OwnFree::First if local::is_one_in(ptr, FIRST_EVERY) => {
+                OwnFree::Last { blocks } => {
+                    let n_frees = u32::from(blocks).min(LOOK_EVERY);
                     // SAFETY: the caller's block.
-                    return unsafe { Self::look(ptr, size, this, FIRST_FREES * FIRST_EVERY) };
+                    return unsafe { Self::look(ptr, size, this, n_frees) };
                 }
-                // SAFETY: the caller's block.
-                OwnFree::Last => return unsafe { Self::look(ptr, size, this, LOOK_EVERY) },
-                OwnFree::First | OwnFree::Not => {}
+                OwnFree::Not => {}
             }
         }
         if local::hash(ptr) >= local::short_below() {
@@ -127,23 +109,26 @@ impl<B: Backing> DeferFree<B> {
     #[inline(never)]
     unsafe fn decide(ptr: *mut u8, size: usize, this: &Self, n_frees: Option<u32>) {
         let local = local::here();
-        let n_frees = n_frees.or_else(|| {
-            let local = local?;
-            // SAFETY: the caller's block, which is the backing's.
-            local.note_owner(|own_pages| unsafe { this.backing.is_own(ptr, own_pages) });
-            Some(local.frees_per_look())
-        });
-        let may_defer = local.is_some_and(|local| !local.has_no_bursts());
-        if may_defer && work::is_new() {
-            this.hear_of_work();
-        }
         let defers = |local: &Local| {
-            let n_frees = n_frees.unwrap_or(0);
-            may_defer && !local.has_allocated() && this.defers(local, ptr, size, n_frees)
+            if local.has_no_bursts() {
+                local.end_rest();
+                return false;
+            }
+            if work::is_new() {
+                this.hear_of_work();
+            }
+            let n_frees = n_frees.unwrap_or_else(|| local.frees_per_look());
+            !local.has_allocated() && this.defers(local, ptr, size, n_frees)
         };
-        if !local.is_some_and(defers) {
-            // SAFETY: the caller's block; every block comes from the backing.
-            unsafe { this.backing.dealloc_any(ptr) };
+        if local.is_some_and(defers) {
+            return;
+        }
+        // SAFETY: the caller's block, which is the backing's.
+        unsafe {
+            if let (Some(local), None) = (local, n_frees) {
+                local.note_owner(|own_pages| this.backing.is_own(ptr, own_pages));
+            }
+            this.backing.dealloc_any(ptr);
         }
     }
 

@@ -235,7 +235,7 @@ unsafe impl Backing for Mimalloc {
     }
 
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> Option<bool> {
         // SAFETY: as above.
         unsafe { page::is_own(ptr, own_pages.cast()) }
     }

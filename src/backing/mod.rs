@@ -20,10 +20,11 @@ pub enum OwnFree {
     Done,
     /// Not freed: it takes more than that.
     Not,
-    /// Not freed: it may be the first block of memory that is full of blocks.
-    First,
     /// Not freed: it is the last block of memory that had been full of blocks.
-    Last,
+    Last {
+        /// So many.
+        blocks: u16,
+    },
 }
 
 /// An allocator that [`DeferFree`](crate::DeferFree) can stand on.
@@ -163,15 +164,16 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         OwnFree::Not
     }
 
-    /// Whether the block is in memory of the calling thread's own, where [`dealloc_own`](Backing::dealloc_own) frees it.
+    /// Whether the block is in memory of the calling thread's own, where [`dealloc_own`](Backing::dealloc_own) frees it;
+    /// `None` if it is nobody's.
     ///
     /// # Safety
     ///
     /// As for `dealloc_own`.
     #[doc(hidden)]
-    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+    unsafe fn is_own(&self, ptr: *mut u8, own_pages: *const ()) -> Option<bool> {
         let _ = (ptr, own_pages);
-        false
+        None
     }
 
     /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,

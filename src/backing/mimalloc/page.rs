@@ -8,13 +8,15 @@
 //!
 //! What is known here is what 3.3.2 does where it is built without its features `secure` and `debug`, on Linux. So before
 //! it is relied on the version is looked at, and two blocks are freed by `mi_free` to see whether it does the same
-//! (`is_as_known`). If not, `mi_free` frees all blocks.
+//! (`is_as_known`). If not, `mi_free` frees all blocks. What cannot be seen like that is whether mimalloc was compiled, by
+//! way of `CFLAGS`, with another `MI_PAGE_MAP_FLAT` or `MI_STAT` than its own.
 //!
 //! Source: `mi_page_t` (types.h), `_mi_unchecked_ptr_page` (internal.h), `mi_free_ex` (free.c).
 
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::offset_of;
+use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use libmimalloc_sys as ffi;
@@ -26,9 +28,8 @@ const SLICE_SHIFT: u32 = 16;
 /// Entries of a table (`MI_PAGE_MAP_SUB_SHIFT`, internal.h).
 const TABLE_SHIFT: u32 = 13;
 
-/// The flags in a page's thread number (`MI_PAGE_FLAG_MASK`, types.h), and one of them.
+/// The flags in a page's thread number (`MI_PAGE_FLAG_MASK`, types.h).
 const FLAGS: usize = 3;
-const IN_FULL_QUEUE: usize = 1;
 /// Numbers below this are of pages that belong to no thread (`MI_THREADID_ABANDONED_MAPPED` with its flags, types.h).
 const NOBODYS_END: usize = 2 * (FLAGS + 1);
 
@@ -41,16 +42,16 @@ pub(super) struct Page {
     /// The thread that has the page. In the low bits whether it is full, or has blocks that begin elsewhere than
     /// where their pointers lead.
     thread_id: AtomicUsize,
-    free: *mut u8,
+    free: Cell<*mut u8>,
     used: Cell<u16>,
-    capacity: u16,
+    capacity: Cell<u16>,
     reserved: u16,
     /// Not 0: that the page is empty has been seen to.
     retire_expire: Cell<u8>,
-    free_is_zero: bool,
+    free_is_zero: Cell<bool>,
     /// Freed blocks, each of which begins with the address of the next.
     local_free: Cell<*mut u8>,
-    thread_free: usize,
+    thread_free: AtomicUsize,
     block_size: usize,
     page_start: *mut u8,
 }
@@ -64,62 +65,69 @@ pub(super) fn map() -> Map {
     const OTHERWISE: u8 = 2;
     static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 
-    // Relaxed: whoever finds out finds the same.
+    // Relaxed: nothing is handed over with it, and the map has been there since the first allocation.
     let state = match STATE.load(Ordering::Relaxed) {
-        UNKNOWN => {
-            let state = if is_as_known() { AS_KNOWN } else { OTHERWISE };
-            STATE.store(state, Ordering::Relaxed);
-            state
-        }
+        UNKNOWN => match is_as_known() {
+            Some(is_as_known) => {
+                let state = if is_as_known { AS_KNOWN } else { OTHERWISE };
+                STATE.store(state, Ordering::Relaxed);
+                state
+            }
+            None => UNKNOWN,
+        },
         state => state,
     };
-    if state == AS_KNOWN { load_map() } else { std::ptr::null() }
+    if state == AS_KNOWN { load_map() } else { ptr::null() }
 }
 
 fn load_map() -> Map {
     let variable: *const Map = weak!("_mi_page_map").cast();
     if variable.is_null() {
-        return std::ptr::null();
+        return ptr::null();
     }
     // SAFETY: mimalloc's variable, which it has set with its first allocation and does not change after.
     unsafe { *variable }
 }
 
-/// Whether a free by mimalloc leaves behind what one by [`free`] does. Tried on two blocks of one page, of which it is
-/// seen where they are listed and what is written in them: with its checks on mimalloc encodes that, and makes blocks
-/// larger.
-fn is_as_known() -> bool {
+/// Whether a free by mimalloc leaves behind what one by [`free`] does; `None` if it could not be tried. It is on two blocks of
+/// one page, in which there is a third: it is seen where they are listed and what is written in them. With its checks on
+/// mimalloc encodes that, and makes blocks larger.
+fn is_as_known() -> Option<bool> {
     const BYTES: usize = 64;
-    // SAFETY: only what this very version has at these places is read; the page is this thread's, and the blocks are
-    // mimalloc's when they have been freed, to be looked at by nobody else than this thread.
+    // SAFETY: only what this very version has at these places is read; the page is this thread's, and stays while it has
+    // a block. The others are mimalloc's when they have been freed, to be looked at by nobody else than this thread.
     unsafe {
         if ffi::mi_version() != super::VERSION_3 || is_thread_sanitized() {
-            return false;
+            return Some(false);
         }
-        let [a, b] = [(); 2].map(|()| ffi::mi_malloc_small(BYTES).cast::<u8>());
+        let blocks = [(); 3].map(|()| ffi::mi_malloc_small(BYTES).cast::<u8>());
         let map = load_map();
-        if a.is_null() || b.is_null() || map.is_null() {
-            ffi::mi_free(a.cast());
-            ffi::mi_free(b.cast());
-            return false;
-        }
-        let page = page_of(a, map);
-        let is_own = |page: &Page| page.thread_id.load(Ordering::Relaxed) == thread_id();
-        let mut is_as_known = std::ptr::eq(page, page_of(b, map))
-            && is_own(page)
-            && page.block_size == BYTES
-            && page.used.get() >= 2
-            && page.used.get() <= page.capacity
-            && page.capacity <= page.reserved;
-        for block in [a, b] {
-            let (used, list) = (page.used.get(), page.local_free.get());
+        let is_tried = !map.is_null() && blocks.iter().all(|block| !block.is_null()) && {
+            let pages = blocks.map(|block| ptr::from_ref(page_of(block, map)));
+            pages[0] == pages[1] && pages[1] == pages[2]
+        };
+        let is_as_known = is_tried.then(|| {
+            let page = page_of(blocks[2], map);
+            let is_own = || page.thread_id.load(Ordering::Relaxed) == thread_id();
+            let mut is_as_known = is_own()
+                && page.block_size == BYTES
+                && page.used.get() > 2
+                && page.used.get() <= page.capacity.get()
+                && page.capacity.get() <= page.reserved;
+            for block in &blocks[..2] {
+                let (used, list) = (page.used.get(), page.local_free.get());
+                ffi::mi_free(block.cast::<c_void>());
+                is_as_known = is_as_known
+                    && page.used.get() == used.wrapping_sub(1)
+                    && page.local_free.get() == *block
+                    && block.cast::<*mut u8>().read() == list;
+            }
+            is_as_known && is_own()
+        });
+        for block in &blocks[if is_tried { 2 } else { 0 }..] {
             ffi::mi_free(block.cast::<c_void>());
-            is_as_known = is_as_known
-                && page.used.get() == used.wrapping_sub(1)
-                && page.local_free.get() == block
-                && block.cast::<*mut u8>().read() == list;
         }
-        is_as_known && is_own(page)
+        is_as_known
     }
 }
 
@@ -147,14 +155,8 @@ unsafe fn page_of(block: *mut u8, map: Map) -> &'static Page {
 pub(super) unsafe fn free(block: *mut u8, map: Map) -> OwnFree {
     // SAFETY: the caller's block.
     let page = unsafe { page_of(block, map) };
-    let [id, own_id] = [page.thread_id.load(Ordering::Relaxed), thread_id()];
-    if id != own_id {
-        // A full page is nobody's, but for two of a size.
-        return if id < NOBODYS_END || id == own_id | IN_FULL_QUEUE {
-            OwnFree::First
-        } else {
-            OwnFree::Not
-        };
+    if page.thread_id.load(Ordering::Relaxed) != thread_id() {
+        return OwnFree::Not;
     }
     let next = page.local_free.get();
     // SAFETY: each block has room for an address, and is aligned for one.
@@ -175,19 +177,19 @@ impl Page {
         // All is as before.
         self.used.set(1);
         self.local_free.set(next);
-        let has_been_full = self.capacity == self.reserved;
-        if has_been_full { OwnFree::Last } else { OwnFree::Not }
+        let has_been_full = self.capacity.get() == self.reserved;
+        if has_been_full { OwnFree::Last { blocks: self.reserved } } else { OwnFree::Not }
     }
 }
 
-/// Whether the block is in a page of the calling thread's, be it full.
+/// Whether the block is in a page of the calling thread's; `None` in a page that is nobody's, as most full ones are.
 ///
 /// # Safety
 /// As for [`free`].
-pub(super) unsafe fn is_own(block: *mut u8, map: Map) -> bool {
+pub(super) unsafe fn is_own(block: *mut u8, map: Map) -> Option<bool> {
     // SAFETY: the caller's block.
-    let page = unsafe { page_of(block, map) };
-    page.thread_id.load(Ordering::Relaxed) & !FLAGS == thread_id()
+    let id = unsafe { page_of(block, map) }.thread_id.load(Ordering::Relaxed);
+    (id >= NOBODYS_END).then(|| id & !FLAGS == thread_id())
 }
 
 /// How mimalloc tells threads apart (`_mi_prim_thread_id`, prim.h).
@@ -207,7 +209,7 @@ fn thread_id() -> usize {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::HashSet;
-    use std::thread;
+    use std::{ptr, thread};
 
     use super::{Map, OwnFree, ffi, free, is_own, map, page_of};
 
@@ -255,13 +257,17 @@ mod tests {
                 // SAFETY: the block has so many bytes.
                 unsafe { block.write_bytes(round, BYTES) };
             }
-            let mut count = [0; 4];
+            let mut count = [0; 3];
             for &block in &blocks {
-                count[free_anyhow(block, map) as usize] += 1;
+                count[match free_anyhow(block, map) {
+                    OwnFree::Done => 0,
+                    OwnFree::Not => 1,
+                    OwnFree::Last { .. } => 2,
+                }] += 1;
             }
             // Sixteen pages of 64 blocks: each begins full, and is empty in the end.
-            let [done, not, first, last] = count;
-            assert!(done > 900 && not < 50 && first > 5 && last > 5, "{count:?}");
+            let [done, not, last] = count;
+            assert!(done > 900 && (5..50).contains(&not) && last > 5, "{count:?}");
         }
     }
 
@@ -285,10 +291,10 @@ mod tests {
         let blocks = [(); 2].map(|()| malloc(BYTES).expose_provenance());
         let map = map.expose_provenance();
         thread::spawn(move || {
-            let map: Map = std::ptr::with_exposed_provenance(map);
-            for block in blocks.map(std::ptr::with_exposed_provenance_mut) {
+            let map: Map = ptr::with_exposed_provenance(map);
+            for block in blocks.map(ptr::with_exposed_provenance_mut) {
                 // SAFETY: a live block.
-                assert!(unsafe { !is_own(block, map) });
+                assert_ne!(unsafe { is_own(block, map) }, Some(true));
                 assert_ne!(free_anyhow(block, map), OwnFree::Done);
             }
         })
@@ -308,7 +314,7 @@ mod tests {
                 // SAFETY: a valid size and alignment; the block is freed once.
                 unsafe {
                     let block: *mut u8 = ffi::mi_malloc_aligned(size, align).cast();
-                    assert!(is_own(block, map));
+                    assert_ne!(is_own(block, map), Some(false));
                     let page = page_of(block, map);
                     let (bytes, start) = (page.block_size, page.page_start.addr());
                     if free_anyhow(block, map) == OwnFree::Done {

@@ -63,6 +63,9 @@ pub(crate) fn short_below() -> u32 {
     value
 }
 
+/// Whether `own_pages` is of use.
+pub(super) const HAS_OWN_PAGES: bool = true;
+
 /// See `Local`.
 #[inline(always)]
 pub(crate) fn own_pages() -> *const () {

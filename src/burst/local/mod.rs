@@ -12,7 +12,7 @@
 //! ```
 //!
 //! PLAIN: frees are done at once. One in [`LOOK_EVERY`], chosen by its address, looks whether the thread has allocated
-//! since the last one that looked; when it has not for two looks or what the settings say, a data structure is being dropped.
+//! since the last one that looked; when it has not for as many frees as the settings say, a data structure is being dropped.
 //! Where it turns out that it was a small one, the next has to be larger.
 //! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
 //! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
@@ -25,10 +25,12 @@
 //!
 //! # The hot path
 //!
-//! Two fields are looked at. A free goes the short way if a hash of its address is below `short_below`: the whole range
-//! but one part in [`LOOK_EVERY`] in PLAIN, none of it in JUDGING and BURST. An allocation does if `fresh` is set, which
-//! a look takes back: so the first allocation after a look goes the long way, and sets it again. So do a thread's first
-//! [`BUILT_ALLOCS`].
+//! Three fields are looked at. A free goes the short way if a hash of its address is below `short_below`: the whole range
+//! but one part in [`LOOK_EVERY`] in PLAIN, none of it in JUDGING and BURST. Where it is known that nothing is going to be
+//! deferred, in BLIND and where nothing ever is, and most of the blocks are the thread's own, `own_pages` is what the
+//! backing needs to free a block in memory of the thread's own, without a look at anything else; with the last block
+//! there the thread looks. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
+//! allocation after a look goes the long way, and sets it again. So do a thread's first [`BUILT_ALLOCS`].
 //!
 //! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
 //! are.
@@ -75,12 +77,6 @@ const OWNER_EVERY: u32 = 256;
 pub(crate) fn hash(block: *mut u8) -> u32 {
     // Knuth's multiplicative hashing by the golden ratio: the high bits of the product depend on all bits below.
     (block.addr() as u32).wrapping_mul(0x9e37_79b1)
-}
-
-/// Whether the block's address makes it one in `every`: others than those by `short_below`.
-#[inline(always)]
-pub(crate) fn is_one_in(block: *mut u8, every: u32) -> bool {
-    hash(block) < u32::MAX / every
 }
 
 /// `short_below` when one free in `every` goes the long way.
@@ -281,20 +277,29 @@ impl Local {
         self.fresh.set(false);
     }
 
+    /// Where it is known that nothing is going to be deferred: of frees in its own pages few look.
     fn set_own_pages(&self) {
-        let used = self.short_below.get() != NONE && !self.frees_others.get();
+        let used = (self.state.get() == State::Blind || self.has_no_bursts())
+            && self.short_below.get() != NONE
+            && !self.frees_others.get();
         self.own_pages.set(if used { self.backing_pages.get() } else { ptr::null() });
     }
 
-    /// A free that is one in so many by its address: `is_own` tells whether the block is in one of those pages. Where it is
-    /// not, most others that the thread frees may not be either, and to find that out before each free takes longer than
-    /// is won: strings that another thread had built took 1.2 times as long to drop.
-    pub(crate) fn note_owner(&self, is_own: impl FnOnce(*const ()) -> bool) {
+    /// A block that is freed at once, and is one in so many by its address: `is_own` tells whether it is in one of those pages,
+    /// or in nobody's. Where it is not, most others that the thread frees may not be either, and to find that out before
+    /// each free takes longer than is won: strings that another thread had built took 1.2 times as long to drop. A full
+    /// page is nobody's, whoever has filled it; its first free makes it the thread's that has.
+    pub(crate) fn note_owner(&self, is_own: impl FnOnce(*const ()) -> Option<bool>) {
         let pages = self.backing_pages.get();
-        if !pages.is_null() {
-            self.frees_others.set(!is_own(pages));
-            self.set_own_pages();
+        if pages.is_null() || self.short_below.get() == NONE {
+            return;
         }
+        match is_own(pages) {
+            Some(is_own) => self.frees_others.set(!is_own),
+            None if !self.own_pages.get().is_null() => self.frees_others.set(true),
+            None => {}
+        }
+        self.set_own_pages();
     }
 
     /// Whether it looks, outside of bursts.
@@ -352,7 +357,7 @@ impl Local {
 
     /// NEW => PLAIN, or BURST where every free is deferred: the settings are known now.
     pub(crate) fn set_up(&self, mode: Mode, backing_pages: *const ()) {
-        self.backing_pages.set(backing_pages);
+        self.backing_pages.set(if place::HAS_OWN_PAGES { backing_pages } else { ptr::null() });
         self.born_ns.set(sys::monotonic_ns());
         self.mode.set(mode);
         if mode != Mode::Bursts {
@@ -642,7 +647,7 @@ pub(crate) fn end_rest() {
 mod tests {
     use std::ptr;
 
-    use super::{Mode, here, own_pages};
+    use super::{Local, Mode, here, own_pages};
 
     /// Blocks in the thread's own pages are freed there only where it frees at once, and mostly its own.
     #[test]
@@ -650,19 +655,33 @@ mod tests {
         let local = here().unwrap();
         assert!(own_pages().is_null());
         local.set_up(Mode::Bursts, ptr::without_provenance(64));
-        // Without such pages it is not asked whose a block is; nor are there any where the state takes a call to reach.
-        let pages = own_pages();
-        let is_used = || own_pages() == pages;
-        local.note_owner(|_| false);
-        assert!(own_pages().is_null());
-        local.plain();
-        assert!(own_pages().is_null());
-        local.judge();
-        local.note_owner(|_| true);
-        assert!(own_pages().is_null());
-        local.burst();
+        // It may be the beginning of a burst.
         assert!(own_pages().is_null());
         local.blind();
+        let pages = own_pages();
+        // None where the state takes a call to reach.
+        if pages.is_null() {
+            return;
+        }
+        let is_used = || own_pages() == pages;
+        for is_own in [Some(false), None] {
+            local.note_owner(|_| is_own);
+            assert!(own_pages().is_null());
+            local.blind();
+            assert!(own_pages().is_null());
+            local.note_owner(|_| Some(true));
+            assert!(is_used());
+        }
+        local.plain();
+        local.note_owner(|_| None);
+        local.blind();
+        assert!(is_used());
+        for not_at_once in [Local::judge, Local::burst] {
+            not_at_once(local);
+            local.note_owner(|_| panic!("not its turn"));
+            assert!(own_pages().is_null());
+        }
+        local.set_up(Mode::Disabled, pages);
         assert!(is_used());
         local.set_up(Mode::Bursts, ptr::null());
         local.note_owner(|_| panic!("nothing to ask of"));

@@ -17,7 +17,10 @@ pub(crate) fn short_below() -> u32 {
     here().map_or(ALL, |local| local.short_below.get())
 }
 
-/// See `Local`. Not used here: reaching the thread's state costs more than what is saved.
+/// Reaching the thread's state costs more than what would be saved.
+pub(super) const HAS_OWN_PAGES: bool = false;
+
+/// See `Local`.
 #[inline(always)]
 pub(crate) fn own_pages() -> *const () {
     ptr::null()
