@@ -186,9 +186,10 @@ fn hot() {
         // Each thread begins anew.
         thread::spawn(|| frees(heap, blocks)).join().unwrap();
         let now = bursts(heap);
-        let hot = now.hot_bursts == before.hot_bursts + 1;
-        // Unless the thread was interrupted just when it judged.
-        n_hot += usize::from(hot && now.deferred_bursts == before.deferred_bursts);
+        // Unless the thread was interrupted just when it judged, the first time or again.
+        let hot = now.hot_bursts == before.hot_bursts + 1
+            && now.deferred_bursts == before.deferred_bursts;
+        n_hot += usize::from(hot);
         if hot {
             let deferred = now.deferred.blocks - before.deferred.blocks;
             assert!(deferred >= JUDGED as u64 && deferred <= 50 * JUDGED as u64, "{now:?}");
