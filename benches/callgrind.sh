@@ -12,7 +12,7 @@ pair_wanted=85
 free_limit=4
 # Instructions of a small free without those of mi_free, of a block that another thread has allocated: what leads there, its
 # jump or call included, and what follows, if anything does.
-passed_limit=11
+passed_limit=15
 
 if ! command -v valgrind >/dev/null; then
     echo "callgrind.sh: skipped, valgrind is not installed" >&2

@@ -20,6 +20,8 @@ pub enum OwnFree {
     Done,
     /// Not freed: it takes more than that.
     Not,
+    /// Not freed: it may be the first one in memory that is full of blocks.
+    First,
     /// Not freed: it is the last block of memory that had been full of blocks.
     Last {
         /// So many.

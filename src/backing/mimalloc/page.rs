@@ -155,8 +155,9 @@ unsafe fn page_of(block: *mut u8, map: Map) -> &'static Page {
 pub(super) unsafe fn free(block: *mut u8, map: Map) -> OwnFree {
     // SAFETY: the caller's block.
     let page = unsafe { page_of(block, map) };
-    if page.thread_id.load(Ordering::Relaxed) != thread_id() {
-        return OwnFree::Not;
+    let id = page.thread_id.load(Ordering::Relaxed);
+    if id != thread_id() {
+        return if id < NOBODYS_END { OwnFree::First } else { OwnFree::Not };
     }
     let next = page.local_free.get();
     // SAFETY: each block has room for an address, and is aligned for one.
@@ -257,17 +258,18 @@ mod tests {
                 // SAFETY: the block has so many bytes.
                 unsafe { block.write_bytes(round, BYTES) };
             }
-            let mut count = [0; 3];
+            let mut count = [0; 4];
             for &block in &blocks {
                 count[match free_anyhow(block, map) {
                     OwnFree::Done => 0,
                     OwnFree::Not => 1,
-                    OwnFree::Last { .. } => 2,
+                    OwnFree::First => 2,
+                    OwnFree::Last { .. } => 3,
                 }] += 1;
             }
             // Sixteen pages of 64 blocks: each begins full, and is empty in the end.
-            let [done, not, last] = count;
-            assert!(done > 900 && (5..50).contains(&not) && last > 5, "{count:?}");
+            let [done, not, first, last] = count;
+            assert!(done > 900 && not < 5 && (5..50).contains(&first) && last > 5, "{count:?}");
         }
     }
 

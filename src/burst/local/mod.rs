@@ -11,8 +11,8 @@
 //!       the log is empty, or the thread allocates in earnest and has freed what is in it
 //! ```
 //!
-//! PLAIN: frees are done at once. One in [`LOOK_EVERY`], chosen by its address, looks whether the thread has allocated
-//! since the last one that looked; when it has not for as many frees as the settings say, a data structure is being dropped.
+//! PLAIN: frees are done at once. Some, see below, look whether the thread has allocated since the last one that looked;
+//! when it has not for as many frees as the settings say, a data structure is being dropped.
 //! Where it turns out that it was a small one, the next has to be larger.
 //! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
 //! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
@@ -25,11 +25,11 @@
 //!
 //! # The hot path
 //!
-//! Three fields are looked at. A free goes the short way if a hash of its address is below `short_below`: the whole range
-//! but one part in [`LOOK_EVERY`] in PLAIN, none of it in JUDGING and BURST. Where it is known that nothing is going to be
-//! deferred, in BLIND and where nothing ever is, and most of the blocks are the thread's own, `own_pages` is what the
-//! backing needs to free a block in memory of the thread's own, without a look at anything else; with the last block
-//! there the thread looks. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
+//! Three fields are looked at. While frees are done at once, and most of the blocks are the thread's own, `own_pages` is
+//! what the backing needs to free a block in memory of the thread's own without a look at anything else. Two kinds of
+//! such frees take longer anyway, and look: the first in memory that is full, and the last. Any other free goes the short
+//! way if a hash of its address is below `short_below`: the whole range but one part in [`LOOK_EVERY`] in PLAIN, none of it
+//! in JUDGING and BURST. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
 //! allocation after a look goes the long way, and sets it again. So do a thread's first [`BUILT_ALLOCS`].
 //!
 //! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
@@ -77,6 +77,12 @@ const OWNER_EVERY: u32 = 256;
 pub(crate) fn hash(block: *mut u8) -> u32 {
     // Knuth's multiplicative hashing by the golden ratio: the high bits of the product depend on all bits below.
     (block.addr() as u32).wrapping_mul(0x9e37_79b1)
+}
+
+/// Whether the block's address makes it one in `every`: others than those by `short_below`.
+#[inline(always)]
+pub(crate) fn is_one_in(block: *mut u8, every: u32) -> bool {
+    hash(block) < u32::MAX / every
 }
 
 /// `short_below` when one free in `every` goes the long way.
@@ -277,11 +283,8 @@ impl Local {
         self.fresh.set(false);
     }
 
-    /// Where it is known that nothing is going to be deferred: of frees in its own pages few look.
     fn set_own_pages(&self) {
-        let used = (self.state.get() == State::Blind || self.has_no_bursts())
-            && self.short_below.get() != NONE
-            && !self.frees_others.get();
+        let used = self.short_below.get() != NONE && !self.frees_others.get();
         self.own_pages.set(if used { self.backing_pages.get() } else { ptr::null() });
     }
 
@@ -655,9 +658,6 @@ mod tests {
         let local = here().unwrap();
         assert!(own_pages().is_null());
         local.set_up(Mode::Bursts, ptr::without_provenance(64));
-        // It may be the beginning of a burst.
-        assert!(own_pages().is_null());
-        local.blind();
         let pages = own_pages();
         // None where the state takes a call to reach.
         if pages.is_null() {
@@ -672,10 +672,6 @@ mod tests {
             local.note_owner(|_| Some(true));
             assert!(is_used());
         }
-        local.plain();
-        local.note_owner(|_| None);
-        local.blind();
-        assert!(is_used());
         for not_at_once in [Local::judge, Local::burst] {
             not_at_once(local);
             local.note_owner(|_| panic!("not its turn"));
