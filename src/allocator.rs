@@ -172,8 +172,8 @@ impl<B: Backing> DeferFree<B> {
 
     /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees about `n_frees` blocks in a row, with
     /// no allocation between them, is dropping a data structure. If its blocks are not in the processor's cache, the
-    /// next ones are freed by the drainer until the thread allocates again. Told in steps of 64; 0 defers every
-    /// free, `None` none.
+    /// next ones are freed by the drainer until the thread allocates again. A page that the thread has emptied counts for 64
+    /// at most. 0 defers every free, `None` none.
     #[must_use]
     pub const fn burst(mut self, n_frees: Option<u32>) -> Self {
         self.defaults.burst = match n_frees {

@@ -79,7 +79,7 @@ pub(crate) const STRUCTURES: [Structure; 13] = [
 ];
 
 /// What the code was not written against: held against the bars on each shape, and in no mean.
-pub(crate) const OTHERS: [Structure; 3] = [
+pub(crate) const OTHERS: [Structure; 4] = [
     Structure {
         in_compare: false,
         ..structure("Vec<Vec<u8>>, 8 B to 8 KiB", sizes, M / 5, 1.0, 291)
@@ -90,6 +90,11 @@ pub(crate) const OTHERS: [Structure; 3] = [
     },
     // A third of the values is two blocks.
     Structure { in_compare: false, ..structure("HashMap<u64, mixed>", mixed, M / 2, 1.3, 141) },
+    // Gaps in all pages.
+    Structure {
+        in_compare: false,
+        ..structure("Vec<String>, a fifth gone", thinned, 2 * M, 0.8, 145)
+    },
 ];
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Structure> {
@@ -109,6 +114,14 @@ fn map_of_vecs(n: usize) -> Box<dyn Any + Send> {
 
 fn strings(n: usize) -> Box<dyn Any + Send> {
     shuffled((0..n).map(|i| format!("the string number {i}")).collect())
+}
+
+fn thinned(n: usize) -> Box<dyn Any + Send> {
+    let mut strings: Vec<_> = (0..n).map(|i| format!("the string number {i}")).collect();
+    let mut random = Random(SEED);
+    random.shuffle(&mut strings);
+    strings.retain(|_| random.next() % 5 != 0);
+    Box::new(strings)
 }
 
 fn boxes(n: usize) -> Box<dyn Any + Send> {

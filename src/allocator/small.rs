@@ -70,11 +70,13 @@ impl<B: Backing> DeferFree<B> {
                 OwnFree::Last { blocks } => {
                     let n_frees = u32::from(blocks).min(LOOK_EVERY);
                     // SAFETY: the caller's block.
-                    return unsafe { Self::look(ptr, size, this, n_frees) };
+                    return unsafe { Self::look::<true>(ptr, size, this, n_frees) };
                 }
                 OwnFree::First if local::is_one_in(ptr, FIRST_EVERY) => {
                     // SAFETY: the caller's block.
-                    return unsafe { Self::look(ptr, size, this, FIRST_FREES * FIRST_EVERY) };
+                    return unsafe {
+                        Self::look::<false>(ptr, size, this, FIRST_FREES * FIRST_EVERY)
+                    };
                 }
                 OwnFree::First | OwnFree::Not => {}
             }
@@ -90,12 +92,12 @@ impl<B: Backing> DeferFree<B> {
     /// As `free`, where the thread looks what it is doing, as the free takes its time anyway. It stands for about `n_frees`.
     #[cold]
     #[inline(never)]
-    unsafe fn look(ptr: *mut u8, size: usize, this: &Self, n_frees: u32) {
+    unsafe fn look<const IS_LAST: bool>(ptr: *mut u8, size: usize, this: &Self, n_frees: u32) {
         // SAFETY: the caller's block; every block comes from the backing.
         unsafe {
             match local::here() {
                 Some(local) if local.looks() => {
-                    local.note_look();
+                    local.note_look(IS_LAST);
                     Self::decide(ptr, size, this, Some(n_frees));
                 }
                 _ => this.backing.dealloc_any(ptr),

@@ -158,7 +158,8 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     /// # Safety
     ///
     /// As for [`GlobalAlloc::dealloc`]; the block is still there unless the answer is [`OwnFree::Done`]. `own_pages` is what
-    /// [`own_pages`](Backing::own_pages) has given, and not null.
+    /// [`own_pages`](Backing::own_pages) has given, of any backing: [`Mimalloc`]'s own and no other one's may do more than
+    /// these defaults.
     #[doc(hidden)]
     #[inline(always)]
     unsafe fn dealloc_own(&self, ptr: *mut u8, own_pages: *const ()) -> OwnFree {

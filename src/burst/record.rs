@@ -105,8 +105,12 @@ impl Record {
         n_blocks: Option<u32>,
     ) -> bool {
         let looked_at_ns = self.looked_at_ns.get();
-        let Some(n_blocks) = n_blocks.filter(|_| looked_at_ns != 0) else {
-            return looked_at_ns != 0;
+        if looked_at_ns == 0 {
+            return false;
+        }
+        let Some(n_blocks) = n_blocks else {
+            self.looked_at_ns.set(now_ns());
+            return true;
         };
         let now_ns = now_ns();
         let enough = REST_NS + u64::from(n_blocks) * MOST_NS_PER_BLOCK;

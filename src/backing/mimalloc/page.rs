@@ -58,7 +58,7 @@ pub(super) struct Page {
 
 const _: () = assert!(offset_of!(Page, used) == 16 && offset_of!(Page, block_size) == 40);
 
-/// What leads to the pages; null where they are not as known.
+/// What leads to the pages; null where they are not as known, or where that could not be tried this time.
 pub(super) fn map() -> Map {
     const UNKNOWN: u8 = 0;
     const AS_KNOWN: u8 = 1;
@@ -106,6 +106,12 @@ fn is_as_known() -> Option<bool> {
             let pages = blocks.map(|block| ptr::from_ref(page_of(block, map)));
             pages[0] == pages[1] && pages[1] == pages[2]
         };
+        // Aligned blocks have made it one whose frees take the long way.
+        let is_flagged = |page: &Page| {
+            let difference = page.thread_id.load(Ordering::Relaxed) ^ thread_id();
+            difference != 0 && difference <= FLAGS
+        };
+        let is_tried = is_tried && !is_flagged(page_of(blocks[2], map));
         let is_as_known = is_tried.then(|| {
             let page = page_of(blocks[2], map);
             let is_own = || page.thread_id.load(Ordering::Relaxed) == thread_id();

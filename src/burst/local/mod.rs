@@ -28,8 +28,8 @@
 //! Three fields are looked at. While frees are done at once, and most of the blocks are the thread's own, `own_pages` is
 //! what the backing needs to free a block in memory of the thread's own without a look at anything else. Two kinds of
 //! such frees take longer anyway, and look: the first in memory that is full, and the last. Any other free goes the short
-//! way if a hash of its address is below `short_below`: the whole range but one part in [`LOOK_EVERY`] in PLAIN, none of it
-//! in JUDGING and BURST. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
+//! way if a hash of its address is below `short_below`: the whole range but one part in [`LOOK_EVERY`] in PLAIN, and in
+//! fewer in BLIND and where nothing is deferred; none of it in JUDGING and BURST. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
 //! allocation after a look goes the long way, and sets it again. So do a thread's first [`BUILT_ALLOCS`].
 //!
 //! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
@@ -65,7 +65,8 @@ use crate::sys;
 pub(super) use place::hears_of_its_exit;
 pub(crate) use place::{here, is_fresh, near_stack, own_pages, short_below};
 
-/// One free in so many looks whether the thread has allocated.
+/// One free in so many looks whether the thread has allocated, where it is the address that decides. A look at the last free
+/// of a page counts for so many at most.
 ///
 /// A look costs a mispredicted branch. The more frees come before a burst begins, the more pages does the thread
 /// own when the drainer frees the rest, and blocks in owned pages are dear to allocate again.
@@ -94,7 +95,7 @@ const ALL: u32 = u32::MAX;
 const NONE: u32 = 0;
 
 /// A thread whose burst is not deferred looks again after so many, and from then on after so many more each
-/// time. Only a thread that does not allocate in all that time gets there.
+/// time. Only a thread that does not allocate in all that time gets there. Of frees in its own pages most are not counted.
 const FAR_LOOK: u32 = 4096;
 const FARTHEST_LOOK: u32 = 64 << 10;
 
@@ -422,7 +423,8 @@ impl Local {
         self.rests.get()
     }
 
-    /// The thread rests: its next allocation goes the long way, and so does a free that would be done at once.
+    /// The thread rests: its next allocation goes the long way, and so does a free that would be done at once, but for a
+    /// thread that owes frees.
     pub(crate) fn rest(&self) {
         if matches!(self.state.get(), State::Plain | State::Blind) {
             self.go(State::Plain, NONE);
@@ -537,10 +539,11 @@ impl Local {
         self.backing_pages.get().is_null() || self.frees_others.get() || !self.has_built()
     }
 
-    /// A look that the address of the block has nothing to do with.
-    pub(crate) fn note_look(&self) {
+    /// A look at the first free, or the last, in one of the thread's own pages. First ones come early in a drop, whenever it
+    /// ends.
+    pub(crate) fn note_look(&self, is_last: bool) {
         if self.state.get() == State::Blind {
-            self.record.note_goes_on(sys::monotonic_ns, FAR_LOOK);
+            self.record.note_goes_on(sys::monotonic_ns, if is_last { FAR_LOOK } else { 0 });
         }
     }
 
