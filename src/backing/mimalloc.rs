@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicPtr, AtomicUsize, Orderin
 
 use libmimalloc_sys as ffi;
 
-use super::{Backing, OwnFree};
+use super::Backing;
 
 /// The address of a symbol that may be missing, on ELF systems; null elsewhere.
 macro_rules! weak {
@@ -229,7 +229,7 @@ unsafe impl Backing for Mimalloc {
 
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     #[inline(always)]
-    unsafe fn dealloc_own(&self, ptr: *mut u8, own_pages: *const ()) -> OwnFree {
+    unsafe fn dealloc_own(&self, ptr: *mut u8, own_pages: *const ()) -> super::OwnFree {
         // SAFETY: the caller's block; what `own_pages` gave.
         unsafe { page::free(ptr, own_pages.cast()) }
     }
