@@ -112,12 +112,16 @@ fn map_of_vecs(n: usize) -> Box<dyn Any + Send> {
     Box::new((0..n).map(|i| (i, vec![i; 3])).collect::<HashMap<_, _>>())
 }
 
+fn numbered(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("the string number {i}")).collect()
+}
+
 fn strings(n: usize) -> Box<dyn Any + Send> {
-    shuffled((0..n).map(|i| format!("the string number {i}")).collect())
+    shuffled(numbered(n))
 }
 
 fn thinned(n: usize) -> Box<dyn Any + Send> {
-    let mut strings: Vec<_> = (0..n).map(|i| format!("the string number {i}")).collect();
+    let mut strings = numbered(n);
     let mut random = Random(SEED);
     random.shuffle(&mut strings);
     strings.retain(|_| random.next() % 5 != 0);
