@@ -34,33 +34,49 @@ global_asm!(
 
 const _: () = assert!(align_of::<Local>() == 1 << 6 && offset_of!(Local, short_below) == 0);
 
+/// A field of this thread's variable, by one instruction of that kind once its place is known.
+#[cfg(target_arch = "x86_64")]
+macro_rules! read {
+    ($load:literal, $field:ident) => {{
+        let value;
+        // SAFETY: reads this thread's variable.
+        unsafe {
+            asm!(
+                "mov {offset}, qword ptr [rip + deferfree_local_0_1@GOTTPOFF]",
+                concat!($load, " ptr fs:[{offset} + {field}]"),
+                offset = out(reg) _,
+                value = out(reg) value,
+                field = const offset_of!(Local, $field),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        value
+    }};
+}
+
 /// See `Local`.
 #[inline(always)]
 pub(crate) fn short_below() -> u32 {
-    let value: u32;
-    // SAFETY: reads the first field of this thread's variable.
-    unsafe {
-        #[cfg(target_arch = "x86_64")]
-        asm!(
-            "mov {offset}, qword ptr [rip + deferfree_local_0_1@GOTTPOFF]",
-            "mov {value:e}, dword ptr fs:[{offset}]",
-            offset = out(reg) _,
-            value = out(reg) value,
-            options(nostack, preserves_flags, readonly),
-        );
-        #[cfg(target_arch = "aarch64")]
-        asm!(
-            "mrs {thread}, tpidr_el0",
-            "adrp {offset}, :gottprel:deferfree_local_0_1",
-            "ldr {offset}, [{offset}, :gottprel_lo12:deferfree_local_0_1]",
-            "ldr {value:w}, [{thread}, {offset}]",
-            thread = out(reg) _,
-            offset = out(reg) _,
-            value = out(reg) value,
-            options(nostack, preserves_flags, readonly),
-        );
+    #[cfg(target_arch = "x86_64")]
+    return read!("mov {value:e}, dword", short_below);
+    #[cfg(target_arch = "aarch64")]
+    {
+        let value: u32;
+        // SAFETY: reads the first field of this thread's variable.
+        unsafe {
+            asm!(
+                "mrs {thread}, tpidr_el0",
+                "adrp {offset}, :gottprel:deferfree_local_0_1",
+                "ldr {offset}, [{offset}, :gottprel_lo12:deferfree_local_0_1]",
+                "ldr {value:w}, [{thread}, {offset}]",
+                thread = out(reg) _,
+                offset = out(reg) _,
+                value = out(reg) value,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        value
     }
-    value
 }
 
 /// Whether `own_pages` is of use.
@@ -70,21 +86,7 @@ pub(super) const HAS_OWN_PAGES: bool = true;
 #[inline(always)]
 pub(crate) fn own_pages() -> *const () {
     #[cfg(target_arch = "x86_64")]
-    {
-        let value: *const ();
-        // SAFETY: reads a field of this thread's variable.
-        unsafe {
-            asm!(
-                "mov {offset}, qword ptr [rip + deferfree_local_0_1@GOTTPOFF]",
-                "mov {value}, qword ptr fs:[{offset} + {field}]",
-                offset = out(reg) _,
-                value = out(reg) value,
-                field = const offset_of!(Local, own_pages),
-                options(nostack, preserves_flags, readonly),
-            );
-        }
-        value
-    }
+    return read!("mov {value}, qword", own_pages);
     #[cfg(target_arch = "aarch64")]
     variable().own_pages.get()
 }
@@ -94,18 +96,7 @@ pub(crate) fn own_pages() -> *const () {
 pub(crate) fn is_fresh() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let value: u32;
-        // SAFETY: reads a field of this thread's variable.
-        unsafe {
-            asm!(
-                "mov {offset}, qword ptr [rip + deferfree_local_0_1@GOTTPOFF]",
-                "movzx {value:e}, byte ptr fs:[{offset} + {field}]",
-                offset = out(reg) _,
-                value = out(reg) value,
-                field = const offset_of!(Local, fresh),
-                options(nostack, preserves_flags, readonly),
-            );
-        }
+        let value: u32 = read!("movzx {value:e}, byte", fresh);
         value != 0
     }
     #[cfg(target_arch = "aarch64")]
