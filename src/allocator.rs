@@ -566,10 +566,7 @@ impl<B: Backing> DeferFree<B> {
             if size >= this.plain_below.load(Ordering::Relaxed) {
                 return Self::free_long(ptr, size, align, this);
             }
-            if local::hash(ptr) >= local::short_below() {
-                return Self::write_down(ptr, size, this);
-            }
-            this.backing.dealloc(ptr, Layout::from_size_align_unchecked(size, align));
+            Self::free(ptr, size, this);
         }
     }
 

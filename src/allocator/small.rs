@@ -59,7 +59,7 @@ impl<B: Backing> DeferFree<B> {
     /// As `dealloc`, for blocks that are small whatever the settings are.
     ///
     /// # Safety
-    /// As for `dealloc`; `size` is that of the layout, less than [`MIN_CLASS_BYTES`].
+    /// As for `dealloc`; `size` is that of the layout, less than the threshold and [`SMALL_BYTES`].
     #[inline(never)]
     pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
         let own_pages = local::own_pages();
@@ -78,7 +78,7 @@ impl<B: Backing> DeferFree<B> {
                         Self::look::<false>(ptr, size, this, FIRST_FREES * FIRST_EVERY)
                     };
                 }
-                OwnFree::First | OwnFree::Not => {}
+                OwnFree::First | OwnFree::Not => local::at_cache_line(),
             }
         }
         if local::hash(ptr) >= local::short_below() {
@@ -490,5 +490,19 @@ pub(super) fn frees_of(burst: Burst, threshold_bytes: usize) -> u32 {
         Burst::Default => BY_CPUS,
         Burst::After(n_frees) => n_frees.min(BY_CPUS - 1),
         Burst::Never => NEVER,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{DeferFree, local};
+    use crate::Mimalloc;
+
+    #[test]
+    fn a_free_begins_at_a_cache_line() {
+        if local::HAS_OWN_PAGES {
+            let free = DeferFree::<Mimalloc>::free as *const ();
+            assert_eq!(free.addr() % 64, 0);
+        }
     }
 }

@@ -54,6 +54,14 @@ macro_rules! read {
     }};
 }
 
+/// Has the function in which it stands begin at a cache line: functions have sections of their own, and a section
+/// is aligned as what is in it asks for. Stands where it is seldom come by, as it may be an instruction of no effect.
+#[inline(always)]
+pub(crate) fn at_cache_line() {
+    // SAFETY: one byte of padding at most.
+    unsafe { asm!(".p2align 6,,1", options(nomem, nostack, preserves_flags)) };
+}
+
 /// See `Local`.
 #[inline(always)]
 pub(crate) fn short_below() -> u32 {
@@ -80,7 +88,7 @@ pub(crate) fn short_below() -> u32 {
 }
 
 /// Whether `own_pages` is of use.
-pub(super) const HAS_OWN_PAGES: bool = true;
+pub(crate) const HAS_OWN_PAGES: bool = true;
 
 /// See `Local`.
 #[inline(always)]

@@ -62,8 +62,10 @@ use super::record::Record;
 use crate::sync::TINY;
 use crate::sys;
 
+#[cfg(all(test, not(loom)))]
+pub(crate) use place::HAS_OWN_PAGES;
 pub(super) use place::hears_of_its_exit;
-pub(crate) use place::{here, is_fresh, near_stack, own_pages, short_below};
+pub(crate) use place::{at_cache_line, here, is_fresh, near_stack, own_pages, short_below};
 
 /// One free in so many looks whether the thread has allocated, where it is the address that decides. A look at the last free
 /// of a page counts for so many at most.

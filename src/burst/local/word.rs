@@ -18,13 +18,17 @@ pub(crate) fn short_below() -> u32 {
 }
 
 /// Reaching the thread's state costs more than what would be saved.
-pub(super) const HAS_OWN_PAGES: bool = false;
+pub(crate) const HAS_OWN_PAGES: bool = false;
 
 /// See `Local`.
 #[inline(always)]
 pub(crate) fn own_pages() -> *const () {
     ptr::null()
 }
+
+/// Of no use here.
+#[inline(always)]
+pub(crate) fn at_cache_line() {}
 
 /// See `Local`.
 #[inline(always)]
