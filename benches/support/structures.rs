@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet, LinkedList};
+use std::hint::black_box;
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
@@ -79,7 +80,7 @@ pub(crate) const STRUCTURES: [Structure; 13] = [
 ];
 
 /// What the code was not written against: held against the bars on each shape, and in no mean.
-pub(crate) const OTHERS: [Structure; 4] = [
+pub(crate) const OTHERS: [Structure; 5] = [
     Structure {
         in_compare: false,
         ..structure("Vec<Vec<u8>>, 8 B to 8 KiB", sizes, M / 5, 1.0, 291)
@@ -90,11 +91,12 @@ pub(crate) const OTHERS: [Structure; 4] = [
     },
     // A third of the values is two blocks.
     Structure { in_compare: false, ..structure("HashMap<u64, mixed>", mixed, M / 2, 1.3, 141) },
-    // Gaps in all pages.
+    // Gaps in all pages, made at once or one by one.
     Structure {
         in_compare: false,
         ..structure("Vec<String>, a fifth gone", thinned, 2 * M, 0.8, 145)
     },
+    Structure { in_compare: false, ..structure("Vec<String>, worn", worn, 2 * M, 0.8, 145) },
 ];
 
 pub(crate) fn all() -> impl Iterator<Item = &'static Structure> {
@@ -125,6 +127,21 @@ fn thinned(n: usize) -> Box<dyn Any + Send> {
     let mut random = Random(SEED);
     random.shuffle(&mut strings);
     strings.retain(|_| random.next() % 5 != 0);
+    Box::new(strings)
+}
+
+/// What is left of a collection that shrinks while the program does other things.
+fn worn(n: usize) -> Box<dyn Any + Send> {
+    let mut strings = numbered(n);
+    let mut random = Random(SEED);
+    random.shuffle(&mut strings);
+    strings.retain(|string| {
+        let stays = random.next() % 5 != 0;
+        if !stays {
+            black_box(format!("{string} is gone"));
+        }
+        stays
+    });
     Box::new(strings)
 }
 

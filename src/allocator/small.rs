@@ -250,7 +250,7 @@ impl<B: Backing> DeferFree<B> {
             match self.price_ns(local) {
                 // Those that come next.
                 None => local.judge(),
-                Some(COLD_NS..) => {
+                Some(COLD_NS..) if !self.are_among_gaps(local) => {
                     BURSTS.note(Outcome::Deferred);
                     record.note_deferred();
                     local.burst();
@@ -293,6 +293,17 @@ impl<B: Backing> DeferFree<B> {
         });
         let taken_ns = sys::monotonic_ns().saturating_sub(start_ns);
         (n == JUDGED).then_some(taken_ns / (JUDGED - WARM_UP) as u64)
+    }
+
+    /// Whether most of the blocks that have just been written down are in pages of the thread's with many gaps.
+    fn are_among_gaps(&self, local: &Local) -> bool {
+        let pages = self.backing.own_pages();
+        let mut n = 0;
+        BURSTS.last_written(local, JUDGED, |block| {
+            // SAFETY: a block that waits to be freed.
+            n += usize::from(unsafe { self.backing.is_among_gaps(block, pages) });
+        });
+        n > JUDGED / 2
     }
 
     /// As `alloc`, or `alloc_zeroed`, for blocks that are [`is_surely_small`].

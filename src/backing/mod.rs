@@ -179,6 +179,18 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         None
     }
 
+    /// Whether the block is in memory of the calling thread's own in which many others have been freed. There the drainer's
+    /// frees are of no use: the thread has to look for them, one by one, before it can allocate.
+    ///
+    /// # Safety
+    ///
+    /// As for `dealloc_own`, where `own_pages` may be null.
+    #[doc(hidden)]
+    unsafe fn is_among_gaps(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+        let _ = (ptr, own_pages);
+        false
+    }
+
     /// Returns unused memory to the operating system, as much as can be had. Called on the drainer,
     /// and on a program thread in [`flush`](crate::DeferFree::flush) without a drainer and when
     /// memory has run out.

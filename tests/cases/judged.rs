@@ -5,7 +5,7 @@
 //! must not be faster than the thread. Each case in a child process under a watchdog.
 //!
 //! Seen to fail: where no burst is skipped, `skipped`, `forgiven` and `threads_that_end`; with all blocks taken for cold,
-//! `hot` and `forgiven`.
+//! `hot` and `forgiven`; where no gaps are asked for, `among_gaps`.
 
 use crate::common;
 
@@ -30,6 +30,7 @@ pub(crate) fn main() -> ExitCode {
                 ("short", || run("short", "128")),
                 ("cold", || run("cold", "128")),
                 ("hot", || run("hot", "128")),
+                ("among_gaps", || run("among_gaps", "128")),
                 ("turns_cold", || run("turns_cold", "128")),
                 ("allocations_now_and_then", || run("allocations_now_and_then", "128")),
                 ("pairs_inside_a_burst", || run("pairs_inside_a_burst", "128")),
@@ -51,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         Some("short") => short(),
         Some("cold") => cold(),
         Some("hot") => hot(),
+        Some("among_gaps") => among_gaps(),
         Some("turns_cold") => turns_cold(),
         Some("allocations_now_and_then") => allocations_now_and_then(),
         Some("pairs_inside_a_burst") => pairs_inside_a_burst(),
@@ -198,6 +200,17 @@ fn hot() {
     }
     assert!(n_hot >= 7, "{n_hot} of 10");
     assert!(bursts(heap).paid_back.blocks >= 7 * JUDGED as u64);
+    nothing_is_left(heap, book);
+}
+
+/// What the drainer frees there its thread has to look for: it is freed at once, cold or not.
+fn among_gaps() {
+    let (heap, book) = heap(true);
+    book.are_among_gaps();
+    frees(heap, allocs(heap, MANY));
+    let bursts = bursts(heap);
+    assert_eq!((bursts.deferred_bursts, bursts.hot_bursts), (0, 1), "{bursts:?}");
+    assert!(bursts.deferred.blocks < 50 * JUDGED as u64, "{bursts:?}");
     nothing_is_left(heap, book);
 }
 

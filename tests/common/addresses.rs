@@ -36,6 +36,7 @@ pub(crate) struct Addresses {
     n_freed_by_drainer: AtomicUsize,
     n_touched: AtomicUsize,
     touch_ns: AtomicU64,
+    gaps: AtomicBool,
     alternates: AtomicBool,
     holds: AtomicBool,
     is_held: AtomicBool,
@@ -67,6 +68,7 @@ impl Addresses {
             n_freed_by_drainer: AtomicUsize::new(0),
             n_touched: AtomicUsize::new(0),
             touch_ns: AtomicU64::new(0),
+            gaps: AtomicBool::new(false),
             alternates: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
@@ -99,6 +101,11 @@ impl Addresses {
     /// What it costs from now on. Far from what decides, on either side.
     pub(crate) fn are_cold(&self, cold: bool) {
         self.touch_ns.store(if cold { 500 } else { 0 }, Ordering::SeqCst);
+    }
+
+    /// From now on a thread's blocks are in memory of its own in which many have been freed.
+    pub(crate) fn are_among_gaps(&self) {
+        self.gaps.store(true, Ordering::SeqCst);
     }
 
     /// From now on each block is far away from the one before.
@@ -215,5 +222,9 @@ unsafe impl Backing for &'static Addresses {
             let start = Instant::now();
             while start.elapsed().as_nanos() < u128::from(nanos) {}
         }
+    }
+
+    unsafe fn is_among_gaps(&self, _: *mut u8, _: *const ()) -> bool {
+        self.gaps.load(Ordering::SeqCst)
     }
 }

@@ -33,6 +33,9 @@ const FLAGS: usize = 3;
 /// Numbers below this are of pages that belong to no thread (`MI_THREADID_ABANDONED_MAPPED` with its flags, types.h).
 const NOBODYS_END: usize = 2 * (FLAGS + 1);
 
+/// See [`is_among_gaps`]. The first frees of a burst, some hundred, make one gap or a few in each page.
+const GAPS: u16 = 8;
+
 /// `_mi_page_map`: tables of pages by address, on 64-bit systems.
 pub(super) type Map = *const *const *const Page;
 
@@ -199,6 +202,20 @@ pub(super) unsafe fn is_own(block: *mut u8, map: Map) -> Option<bool> {
     (id >= NOBODYS_END).then(|| id & !FLAGS == thread_id())
 }
 
+/// Whether the block is in a page of the calling thread's of which more than one in [`GAPS`] of its blocks is free.
+///
+/// # Safety
+/// `block` is a live block of mimalloc's; `map` is what [`map`] gave.
+pub(super) unsafe fn is_among_gaps(block: *mut u8, map: Map) -> bool {
+    if map.is_null() {
+        return false;
+    }
+    // SAFETY: the caller's block.
+    let page = unsafe { page_of(block, map) };
+    let is_own = page.thread_id.load(Ordering::Relaxed) & !FLAGS == thread_id();
+    is_own && page.capacity.get() - page.used.get() > page.capacity.get() / GAPS
+}
+
 /// How mimalloc tells threads apart (`_mi_prim_thread_id`, prim.h).
 #[inline(always)]
 fn thread_id() -> usize {
@@ -218,7 +235,8 @@ mod tests {
     use std::collections::HashSet;
     use std::{ptr, thread};
 
-    use super::{Map, OwnFree, ffi, free, is_own, map, page_of};
+    use super::{Map, OwnFree, ffi, free, is_among_gaps, is_own, map, page_of};
+    use crate::{Backing, Mimalloc};
 
     const BYTES: usize = 1000;
 
@@ -308,6 +326,65 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn gaps_are_seen() {
+        let map = map();
+        if map.is_null() {
+            return;
+        }
+        let blocks: Vec<_> = (0..1000).map(|_| malloc(BYTES)).collect();
+        // SAFETY: live blocks, each freed once.
+        let share_among_gaps = |blocks: &[*mut u8]| unsafe {
+            blocks.iter().filter(|&&block| is_among_gaps(block, map)).count() * 100 / blocks.len()
+        };
+        // The last page may not be full yet.
+        assert!(share_among_gaps(&blocks) < 10);
+        let mut stay = Vec::new();
+        for (n, &block) in blocks.iter().enumerate() {
+            if n % 4 == 0 {
+                free_anyhow(block, map);
+            } else {
+                stay.push(block);
+            }
+        }
+        assert!(share_among_gaps(&stay) > 90);
+        for block in stay {
+            free_anyhow(block, map);
+        }
+    }
+
+    /// Pages are given up where that takes no long walk.
+    #[test]
+    fn pages_with_many_gaps_are_kept() {
+        let map = map();
+        if map.is_null() {
+            return;
+        }
+        for (n_blocks, is_kept) in [(1000, false), (40_000, true)] {
+            // On a thread of its own, with nothing else on it.
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let map = super::map();
+                    let blocks: Vec<_> = (0..n_blocks).map(|_| malloc(64)).collect();
+                    let (odd, even): (Vec<_>, Vec<_>) =
+                        blocks.iter().enumerate().partition(|(n, _)| n % 2 == 1);
+                    for (_, &block) in odd {
+                        free_anyhow(block, map);
+                    }
+                    Mimalloc.before_drain();
+                    let stay: Vec<_> = even.into_iter().map(|(_, &block)| block).collect();
+                    // SAFETY: live blocks.
+                    let is_own = |&block: &*mut u8| unsafe { is_own(block, map) == Some(true) };
+                    let n_own = stay.iter().filter(|block| is_own(block)).count();
+                    assert_eq!(n_own, if is_kept { stay.len() } else { 0 });
+                    for block in stay {
+                        free_anyhow(block, map);
+                    }
+                });
+            });
+        }
     }
 
     /// A block of high alignment may lie inside another.
