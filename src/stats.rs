@@ -158,11 +158,12 @@ pub struct BurstStats {
     /// Bursts of blocks that were not in the cache: deferred.
     pub deferred_bursts: u64,
     /// Bursts of blocks that were in the cache anyway, as those are that the program's own `drop` code has
-    /// touched, or that were among many freed ones in the thread's own memory (Linux): freed at once.
+    /// touched: freed at once.
     pub hot_bursts: u64,
     /// Deferred bursts after which the thread wanted the memory before the drainer was done, or ended.
     pub wasted_bursts: u64,
-    /// Bursts freed at once because such ones came before, or because the blocks of two other threads waited.
+    /// Bursts freed at once because such ones came before, because the blocks of two other threads waited, or because they
+    /// were seen when the greater part was freed (Linux).
     pub skipped_bursts: u64,
 }
 

@@ -59,7 +59,7 @@ impl<B: Backing> DeferFree<B> {
     /// As `dealloc`, for blocks that are small whatever the settings are.
     ///
     /// # Safety
-    /// As for `dealloc`; `size` is that of the layout, less than the threshold and [`SMALL_BYTES`].
+    /// As for `dealloc`; `size` is that of the layout, and less than [`SMALL_BYTES`] unless all is switched off.
     #[inline(never)]
     pub(super) unsafe fn free(ptr: *mut u8, size: usize, this: &Self) {
         let own_pages = local::own_pages();
@@ -247,15 +247,22 @@ impl<B: Backing> DeferFree<B> {
         }
         if local.state() == State::Judging && local.has_judged(written == Written::Opened) {
             let record = local.record();
-            match self.price_ns(local) {
+            match (self.price_ns(local), self.are_left_over(local)) {
                 // Those that come next.
-                None => local.judge(),
-                Some(COLD_NS..) if !self.are_among_gaps(local) => {
+                (None, _) | (_, None) => local.judge(),
+                (Some(COLD_NS..), Some(false)) => {
                     BURSTS.note(Outcome::Deferred);
                     record.note_deferred();
                     local.burst();
                 }
-                Some(_) => {
+                (Some(COLD_NS..), Some(true)) => {
+                    if local.far() == 0 {
+                        BURSTS.note(Outcome::Skipped);
+                    }
+                    runtime.take_back_small(local);
+                    local.blind();
+                }
+                (Some(_), _) => {
                     if local.far() == 0 {
                         BURSTS.note(Outcome::Hot);
                     }
@@ -295,15 +302,17 @@ impl<B: Backing> DeferFree<B> {
         (n == JUDGED).then_some(taken_ns / (JUDGED - WARM_UP) as u64)
     }
 
-    /// Whether most of the blocks that have just been written down are in pages of the thread's with many gaps.
-    fn are_among_gaps(&self, local: &Local) -> bool {
+    /// Whether most of the blocks that have just been written down are what is left in pages of the thread's of which the
+    /// greater part has been freed; `None` where the drainer has come already.
+    fn are_left_over(&self, local: &Local) -> Option<bool> {
         let pages = self.backing.own_pages();
-        let mut n = 0;
+        let (mut n, mut n_left_over) = (0, 0);
         BURSTS.last_written(local, JUDGED, |block| {
+            n += 1;
             // SAFETY: a block that waits to be freed.
-            n += usize::from(unsafe { self.backing.is_among_gaps(block, pages) });
+            n_left_over += usize::from(unsafe { self.backing.is_left_over(block, pages) });
         });
-        n > JUDGED / 2
+        (n == JUDGED).then_some(n_left_over > JUDGED / 2)
     }
 
     /// As `alloc`, or `alloc_zeroed`, for blocks that are [`is_surely_small`].

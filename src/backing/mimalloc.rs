@@ -203,7 +203,7 @@ unsafe impl Backing for Mimalloc {
     }
 
     fn thread_idle(&self) {
-        abandon_pages(64 << 10);
+        abandon_pages(usize::MAX);
     }
 
     /// A free in a full page makes it the thread's own again, so the first frees of a burst, made before it was seen to be
@@ -213,7 +213,7 @@ unsafe impl Backing for Mimalloc {
     /// this, building anew what had been dropped took 2 to 3 times as long where it had 30 000 to 125 000 blocks in
     /// disorder, and 1.3 times at 500 000; with it, as long as with mimalloc alone.
     fn before_drain(&self) {
-        abandon_pages(8 << 10);
+        abandon_pages(MOST_GAPS);
     }
 
     /// See `deferred_free`.
@@ -241,9 +241,9 @@ unsafe impl Backing for Mimalloc {
     }
 
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    unsafe fn is_among_gaps(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+    unsafe fn is_left_over(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
         // SAFETY: as above.
-        unsafe { page::is_among_gaps(ptr, own_pages.cast()) }
+        unsafe { page::is_left_over(ptr, own_pages.cast()) }
     }
 
     fn purge(&self) {
@@ -252,15 +252,19 @@ unsafe impl Backing for Mimalloc {
     }
 }
 
-/// Gives up all pages of the calling thread, whose next allocations get others. 20 us for some hundred pages.
+/// A thread that is under way keeps its pages where there may be more gaps to be walked: up to some 3 ms.
+const MOST_GAPS: usize = 32 << 10;
+
+/// Gives up all pages of the calling thread, whose next allocations get others, unless they have more than `most_gaps`
+/// gaps in all. 20 us for some hundred pages.
 ///
 /// Of mimalloc's public functions only `mi_thread_done` does that, and it takes the thread's heap along, which the first
 /// thread cannot do without (`theap_main`, init.c). `mi_collect(false)` gives back empty pages and keeps the rest. So
 /// this is the function that `mi_thread_done` uses, where it is there and the version is the one that it was read in.
 ///
 /// In a page with gaps that function may walk all of them, each a line that is in no cache (`_mi_page_free_collect`,
-/// page.c): where there are more than `most_gaps` in all the thread keeps its pages. One that dropped two million strings
-/// of which a fifth had gone before, one by one, was held up for 200 ms, of which the drop took 20.
+/// page.c). A thread that dropped two million strings of which a fifth had gone before, one by one, was held up for
+/// 200 ms, of which the drop took 20. What others have freed is walked as well, and is no gap yet.
 fn abandon_pages(most_gaps: usize) {
     // SAFETY: the thread's heap, with which the thread is not under way: no function of mimalloc's calls this.
     unsafe {
@@ -285,8 +289,9 @@ unsafe extern "C" fn take_gaps(
     _: usize,
     gaps_left: *mut c_void,
 ) -> bool {
-    // SAFETY: what mimalloc shows of a page, in which `used` is a number of blocks; the number that `abandon_pages` gives.
+    // SAFETY: what mimalloc shows of a page; the number that `abandon_pages` gives.
     let (page, gaps_left) = unsafe { (&*page, &mut *gaps_left.cast::<usize>()) };
+    // `used` is a number of blocks, not of bytes.
     let gaps = (page.committed / page.full_block_size).saturating_sub(page.used);
     match gaps_left.checked_sub(gaps) {
         Some(left) => {

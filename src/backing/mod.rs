@@ -179,14 +179,14 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         None
     }
 
-    /// Whether the block is in memory of the calling thread's own in which many others have been freed. There the drainer's
-    /// frees are of no use: the thread has to look for them, one by one, before it can allocate.
+    /// Whether the block is in memory of the calling thread's own of which the greater part has been freed. There the
+    /// drainer's frees are of no use: the thread has to look for them, one by one, before it can allocate.
     ///
     /// # Safety
     ///
     /// As for `dealloc_own`, where `own_pages` may be null.
     #[doc(hidden)]
-    unsafe fn is_among_gaps(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
+    unsafe fn is_left_over(&self, ptr: *mut u8, own_pages: *const ()) -> bool {
         let _ = (ptr, own_pages);
         false
     }

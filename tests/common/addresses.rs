@@ -36,7 +36,7 @@ pub(crate) struct Addresses {
     n_freed_by_drainer: AtomicUsize,
     n_touched: AtomicUsize,
     touch_ns: AtomicU64,
-    gaps: AtomicBool,
+    left_over: AtomicBool,
     alternates: AtomicBool,
     holds: AtomicBool,
     is_held: AtomicBool,
@@ -68,7 +68,7 @@ impl Addresses {
             n_freed_by_drainer: AtomicUsize::new(0),
             n_touched: AtomicUsize::new(0),
             touch_ns: AtomicU64::new(0),
-            gaps: AtomicBool::new(false),
+            left_over: AtomicBool::new(false),
             alternates: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             is_held: AtomicBool::new(false),
@@ -103,9 +103,9 @@ impl Addresses {
         self.touch_ns.store(if cold { 500 } else { 0 }, Ordering::SeqCst);
     }
 
-    /// From now on a thread's blocks are in memory of its own in which many have been freed.
-    pub(crate) fn are_among_gaps(&self) {
-        self.gaps.store(true, Ordering::SeqCst);
+    /// From now on a thread's blocks are what is left in memory of its own.
+    pub(crate) fn are_left_over(&self, left_over: bool) {
+        self.left_over.store(left_over, Ordering::SeqCst);
     }
 
     /// From now on each block is far away from the one before.
@@ -224,7 +224,7 @@ unsafe impl Backing for &'static Addresses {
         }
     }
 
-    unsafe fn is_among_gaps(&self, _: *mut u8, _: *const ()) -> bool {
-        self.gaps.load(Ordering::SeqCst)
+    unsafe fn is_left_over(&self, _: *mut u8, _: *const ()) -> bool {
+        self.left_over.load(Ordering::SeqCst)
     }
 }

@@ -33,9 +33,6 @@ const FLAGS: usize = 3;
 /// Numbers below this are of pages that belong to no thread (`MI_THREADID_ABANDONED_MAPPED` with its flags, types.h).
 const NOBODYS_END: usize = 2 * (FLAGS + 1);
 
-/// See [`is_among_gaps`]. The first frees of a burst, some hundred, make one gap or a few in each page.
-const GAPS: u16 = 8;
-
 /// `_mi_page_map`: tables of pages by address, on 64-bit systems.
 pub(super) type Map = *const *const *const Page;
 
@@ -202,18 +199,18 @@ pub(super) unsafe fn is_own(block: *mut u8, map: Map) -> Option<bool> {
     (id >= NOBODYS_END).then(|| id & !FLAGS == thread_id())
 }
 
-/// Whether the block is in a page of the calling thread's of which more than one in [`GAPS`] of its blocks is free.
+/// Whether the block is in a page of the calling thread's of which the greater part has been freed.
 ///
 /// # Safety
 /// `block` is a live block of mimalloc's; `map` is what [`map`] gave.
-pub(super) unsafe fn is_among_gaps(block: *mut u8, map: Map) -> bool {
-    if map.is_null() {
+pub(super) unsafe fn is_left_over(block: *mut u8, map: Map) -> bool {
+    // SAFETY: the caller's block.
+    if map.is_null() || unsafe { is_own(block, map) } != Some(true) {
         return false;
     }
-    // SAFETY: the caller's block.
+    // SAFETY: as above.
     let page = unsafe { page_of(block, map) };
-    let is_own = page.thread_id.load(Ordering::Relaxed) & !FLAGS == thread_id();
-    is_own && page.capacity.get() - page.used.get() > page.capacity.get() / GAPS
+    page.used.get() < page.capacity.get() / 2
 }
 
 /// How mimalloc tells threads apart (`_mi_prim_thread_id`, prim.h).
@@ -235,7 +232,7 @@ mod tests {
     use std::collections::HashSet;
     use std::{ptr, thread};
 
-    use super::{Map, OwnFree, ffi, free, is_among_gaps, is_own, map, page_of};
+    use super::{Map, OwnFree, ffi, free, is_left_over, is_own, map, page_of};
     use crate::{Backing, Mimalloc};
 
     const BYTES: usize = 1000;
@@ -329,27 +326,27 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_seen() {
+    fn what_is_left_over_is_seen() {
         let map = map();
         if map.is_null() {
             return;
         }
         let blocks: Vec<_> = (0..1000).map(|_| malloc(BYTES)).collect();
         // SAFETY: live blocks, each freed once.
-        let share_among_gaps = |blocks: &[*mut u8]| unsafe {
-            blocks.iter().filter(|&&block| is_among_gaps(block, map)).count() * 100 / blocks.len()
+        let share_left_over = |blocks: &[*mut u8]| unsafe {
+            blocks.iter().filter(|&&block| is_left_over(block, map)).count() * 100 / blocks.len()
         };
         // The last page may not be full yet.
-        assert!(share_among_gaps(&blocks) < 10);
+        assert!(share_left_over(&blocks) < 10);
         let mut stay = Vec::new();
         for (n, &block) in blocks.iter().enumerate() {
-            if n % 4 == 0 {
-                free_anyhow(block, map);
-            } else {
+            if n % 3 == 0 {
                 stay.push(block);
+            } else {
+                free_anyhow(block, map);
             }
         }
-        assert!(share_among_gaps(&stay) > 90);
+        assert!(share_left_over(&stay) > 90);
         for block in stay {
             free_anyhow(block, map);
         }
@@ -362,7 +359,7 @@ mod tests {
         if map.is_null() {
             return;
         }
-        for (n_blocks, is_kept) in [(1000, false), (40_000, true)] {
+        for (n_blocks, is_kept) in [(1000, false), (100_000, true)] {
             // On a thread of its own, with nothing else on it.
             thread::scope(|scope| {
                 scope.spawn(|| {
