@@ -67,11 +67,11 @@ use crate::sys;
 ///
 /// # Without `static`
 ///
-/// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end.
+/// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end, and does not wait for that.
 /// Each value has queues and a drainer of its own.
 pub struct DeferFree<B: Backing = Mimalloc> {
-    /// Smaller blocks go straight to the backing, but for bursts. 0 until the settings have been read, so that the
-    /// one comparison on the hot path covers that too; `usize::MAX` when switched off.
+    /// Smaller blocks go straight to the backing, but for bursts. 0 until the settings have been read, so that no other
+    /// comparison has to be made for that; `usize::MAX` when switched off.
     threshold: AtomicUsize,
     /// Frees of fewer bytes have nothing to do but to look at the thread's state: neither large, nor medium, nor timed.
     /// 0 until the settings have been read.
@@ -103,9 +103,6 @@ const START_BYTES: usize = if TINY { 0 } else { 16 << 20 };
 /// What `max_pending_bytes` says as long as the memory limit has not been looked at.
 const BY_MEMORY_LIMIT: usize = usize::MAX;
 const SWITCHED_OFF: usize = usize::MAX;
-/// From here on blocks below the threshold are neither deferred nor written down. What they come to is noted, so that the
-/// drainer knows of them; what smaller ones need is told by [`work`].
-const MEDIUM_BYTES: usize = SMALL_BYTES;
 /// A thread gives up what is held for it at most so seldom that this takes one part in so many of its time. (Tens of
 /// thousands of requests a second with a rest after each would take a quarter otherwise.)
 const REST_SHARE: u64 = 50;
@@ -162,7 +159,7 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred. At least 4096; 0
+    /// Default for `DEFERFREE_THRESHOLD`: blocks of at least `bytes` are deferred, without this call 256 KiB. At least 4096; 0
     /// defers every free, those below 4096 by way of the log.
     #[must_use]
     pub const fn threshold(mut self, bytes: usize) -> Self {
@@ -170,10 +167,10 @@ impl<B: Backing> DeferFree<B> {
         self
     }
 
-    /// Default for `DEFERFREE_BURST`: below the threshold, a thread that frees about `n_frees` blocks in a row, with
-    /// no allocation between them, is dropping a data structure. If its blocks are not in the processor's cache, the
+    /// Default for `DEFERFREE_BURST`, without this call 128: a thread that frees about `n_frees` blocks below 16 KiB in a row,
+    /// with no allocation between them, is dropping a data structure. If its blocks are not in the processor's cache, the
     /// next ones are freed by the drainer until the thread allocates again. A page that the thread has emptied counts for 64
-    /// at most. 0 defers every free, `None` none.
+    /// at most. 0 defers every free of less than 16 KiB, `None` none.
     #[must_use]
     pub const fn burst(mut self, n_frees: Option<u32>) -> Self {
         self.defaults.burst = match n_frees {
@@ -183,16 +180,16 @@ impl<B: Backing> DeferFree<B> {
         self
     }
 
-    /// Default for `DEFERFREE_DELAY`: milliseconds that a block waits for reuse before it goes back
-    /// to the allocator underneath.
+    /// Default for `DEFERFREE_DELAY`: milliseconds that a large block waits for reuse before it goes back to the allocator
+    /// underneath, without this call 250. With 0 it goes back as soon as the drainer comes to it.
     #[must_use]
     pub const fn delay_ms(mut self, ms: u64) -> Self {
         self.defaults.delay_ms = ms;
         self
     }
 
-    /// Default for `DEFERFREE_MAX_PENDING`: bytes that wait at most. A free that would go over it is
-    /// done at once, on the thread that frees.
+    /// Default for `DEFERFREE_MAX_PENDING`: bytes that wait at most, without this call a quarter of the memory that the
+    /// process may use. A free that would go over it is done at once, on the thread that frees; with 0 each is.
     #[must_use]
     pub const fn max_pending(mut self, bytes: usize) -> Self {
         self.defaults.max_pending_bytes = Some(bytes);
@@ -204,7 +201,8 @@ impl<B: Backing> DeferFree<B> {
     /// meanwhile may be missed, and so may a block of 8 MiB or more that an allocation is just looking at. Small blocks that
     /// a thread is just taking back it frees itself.
     ///
-    /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting.
+    /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting. Where no drainer runs, the calling
+    /// thread returns what is unused.
     pub fn flush(&self) {
         match self.phase.get() {
             Phase::Running(runtime) => runtime.flush(),
@@ -252,13 +250,13 @@ impl<B: Backing> DeferFree<B> {
     /// ```
     ///
     /// Costs a few nanoseconds on a thread that has not used the allocator since the last call. Otherwise some ten
-    /// microseconds, and about as much again for the thread's next allocations, which find new pages; so it does nothing
-    /// if it would take more than a fiftieth of the thread's time: what has gathered in such a short time is little. What
+    /// microseconds, up to half a one for each block that has been freed among others in the thread's pages, and about ten
+    /// for the thread's next allocations, which find new pages; so it does nothing if it would take more than a fiftieth of the thread's time: what has gathered in such a short time is little. What
     /// the thread has written down in a burst is left to the drainer. Of frees alone, those of 16 KiB and more do not
     /// count as use.
     ///
-    /// May be called on any thread, any number of times. It does nothing where it cannot be done: on Windows and macOS,
-    /// while a fork is under way, at exit, and where nothing is deferred (`DEFERFREE=off`).
+    /// May be called on any thread, any number of times. It does nothing where it cannot be done: outside of Linux,
+    /// Android and FreeBSD on x86-64 and aarch64, with mimalloc 2, while a fork is under way, at exit, and where nothing is deferred (`DEFERFREE=off`).
     ///
     /// [park]: https://docs.rs/tokio/latest/tokio/runtime/struct.Builder.html#method.on_thread_park
     #[inline]
@@ -391,7 +389,7 @@ impl<B: Backing> DeferFree<B> {
             Ok(_) => {
                 let plain_below = match threshold {
                     SWITCHED_OFF => SWITCHED_OFF,
-                    _ => threshold.min(MEDIUM_BYTES),
+                    _ => threshold.min(SMALL_BYTES),
                 };
                 let timed_from = self.timed_from.load(Ordering::Relaxed);
                 self.plain_below.store(plain_below.min(timed_from), Ordering::Relaxed);
@@ -511,7 +509,7 @@ impl<B: Backing> DeferFree<B> {
         if size >= this.read_settings() {
             return this.alloc_large(layout, if ZEROED { Use::Zeroed } else { Use::Plain });
         }
-        if size >= MEDIUM_BYTES {
+        if size >= SMALL_BYTES {
             if let Phase::Running(runtime) = this.phase.get() {
                 runtime.note_anew(size);
             }
@@ -520,14 +518,7 @@ impl<B: Backing> DeferFree<B> {
             this.note_alloc();
         }
         // SAFETY: the caller's.
-        unsafe {
-            let block =
-                if ZEROED { this.backing.alloc_zeroed(layout) } else { this.backing.alloc(layout) };
-            if B::SETTLES_WHEN_SHORT || !block.is_null() {
-                return block;
-            }
-            this.allocate_again::<ZEROED>(layout)
-        }
+        unsafe { this.allocate_now::<ZEROED>(layout) }
     }
 
     /// As `alloc` or `alloc_zeroed`, from the threshold on.
@@ -535,9 +526,10 @@ impl<B: Backing> DeferFree<B> {
         let Some(class) = self.class_for(layout, for_use) else {
             // SAFETY: the layout is the caller's.
             return unsafe {
-                match for_use {
-                    Use::Zeroed | Use::ZeroedAndWritten => self.backing.alloc_zeroed(layout),
-                    Use::Plain | Use::Grown => self.backing.alloc(layout),
+                if for_use.is_zeroed() {
+                    self.backing.alloc_zeroed(layout)
+                } else {
+                    self.backing.alloc(layout)
                 }
             };
         };

@@ -14,8 +14,8 @@
 //! [How it is built][internals] says in which order to read the modules below, what the crate's own words mean, and where
 //! each behaviour lives. Each module uses only those below it, with two exceptions that are named there.
 //!
-//! Nothing that `dealloc` reaches allocates through this allocator, takes a lock, waits for another thread, panics or
-//! unwinds.
+//! Nothing that `dealloc` reaches allocates through this allocator, panics or unwinds, and what may take a lock or wait is
+//! [listed][internals].
 
 // Addresses, sums of sizes and the drainer's sleep share a word, and blocks are told apart by sizes of up to 128 TiB.
 #[cfg(not(target_pointer_width = "64"))]

@@ -588,9 +588,6 @@ pub(crate) unsafe fn alloc_fresh<B: Backing>(
     };
     // SAFETY: a class's size is not 0.
     unsafe {
-        match for_use {
-            Use::Zeroed | Use::ZeroedAndWritten => backing.alloc_zeroed(layout),
-            Use::Plain | Use::Grown => backing.alloc(layout),
-        }
+        if for_use.is_zeroed() { backing.alloc_zeroed(layout) } else { backing.alloc(layout) }
     }
 }

@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use crate::burst::local;
 
-/// Defers every free of this thread, small ones too, until the returned value is dropped.
+/// Defers the frees of this thread, small ones too, until the returned value is dropped: all but those of blocks between
+/// 16 KiB and the threshold, and of large ones as long as no drainer runs.
 ///
 /// For a thread that must not pay for freeing at all: one that draws, plays sound or answers a request.
 /// Without it small frees are deferred from a burst on only, because a block that is freed and allocated

@@ -90,8 +90,8 @@ pub struct Stats {
 pub struct SizeStats {
     /// Bytes of each block: the largest that belongs to the class, up to 1/16 more than was asked for.
     pub block_bytes: u64,
-    /// Whether the free of such a block unmaps it: with mimalloc one of more than 2 GiB, or aligned to
-    /// more than 64 KiB.
+    /// Whether such a block is a mapping of its own, which its free unmaps: one of 256 MiB and more, of 32 MiB and more if it
+    /// was asked for zeroed, of 8 MiB and more if it grew to that, or aligned to more than 64 KiB.
     pub own_mapping: bool,
     /// Freed by the program while the drainer ran.
     pub handed_over: u64,

@@ -16,8 +16,8 @@ use deferfree::{Backing, DeferFree, flush_values, later};
 #[derive(Clone, Copy)]
 struct Counting;
 
-// A block below 4 KiB comes to the backing without its size.
-const ODD_SIZE: usize = 12_345;
+// A block below 16 KiB comes to the backing without its size.
+const ODD_SIZE: usize = 23_456;
 static FREED_BY_CALLER: AtomicUsize = AtomicUsize::new(0);
 static FREED_BY_OTHERS: AtomicUsize = AtomicUsize::new(0);
 

@@ -56,7 +56,7 @@ const COLD_NS: u64 = 10;
 const WARM_UP: usize = 32;
 
 impl<B: Backing> DeferFree<B> {
-    /// As `dealloc`, for blocks that are small whatever the settings are.
+    /// As `dealloc`, for blocks that are neither large, nor medium, nor timed.
     ///
     /// # Safety
     /// As for `dealloc`; `size` is that of the layout, and less than [`SMALL_BYTES`] unless all is switched off.
@@ -122,24 +122,13 @@ impl<B: Backing> DeferFree<B> {
     #[inline(never)]
     unsafe fn decide(ptr: *mut u8, size: usize, this: &Self, n_frees: Option<u32>) {
         let local = local::here();
-        let defers = |local: &Local| {
-            if local.has_no_bursts() {
-                local.end_rest();
-                return false;
-            }
-            if work::is_new() {
-                this.hear_of_work();
-            }
-            let n_frees = n_frees.unwrap_or_else(|| local.frees_per_look());
-            !local.has_allocated() && this.defers(local, ptr, size, n_frees)
-        };
-        if local.is_some_and(defers) {
+        if local.is_some_and(|local| this.defers(local, ptr, size, n_frees)) {
             return;
         }
         // SAFETY: the caller's block, which is the backing's.
         unsafe {
             if let (Some(local), None) = (local, n_frees) {
-                local.note_owner(|own_pages| this.backing.is_own(ptr, own_pages));
+                local.note_whose(|own_pages| this.backing.is_own(ptr, own_pages));
             }
             this.backing.dealloc_any(ptr);
         }
@@ -156,9 +145,19 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// Whether the block is taken care of.
-    #[inline(never)]
-    fn defers(&self, local: &Local, ptr: *mut u8, size: usize, n_frees: u32) -> bool {
+    /// Whether the block is taken care of. Else it is the caller's to free.
+    fn defers(&self, local: &Local, ptr: *mut u8, size: usize, n_frees: Option<u32>) -> bool {
+        if local.has_no_bursts() {
+            local.end_rest();
+            return false;
+        }
+        if work::is_new() {
+            self.hear_of_work();
+        }
+        if local.has_allocated() {
+            return false;
+        }
+        let n_frees = n_frees.unwrap_or_else(|| local.frees_per_look());
         if local.state() == State::New {
             self.set_up(local);
         }
@@ -177,8 +176,7 @@ impl<B: Backing> DeferFree<B> {
             if record.goes_on_skipping(sys::monotonic_ns, n_frees) {
                 return false;
             }
-        }
-        if local.state() != State::Blind {
+        } else {
             let mode = self.mode_by_cpus();
             if matches!(mode, Mode::Disabled | Mode::Scopes) {
                 local.set_up(mode, self.backing.own_pages());
@@ -190,9 +188,7 @@ impl<B: Backing> DeferFree<B> {
             if record.skips() {
                 BURSTS.note(Outcome::Skipped);
                 local.blind();
-                if record.may_be_forgiven() {
-                    record.note_skipped(sys::monotonic_ns(), u32::from(local.counts_all()));
-                }
+                record.begin_skipping(sys::monotonic_ns, local.counts_all());
                 return false;
             }
         }
@@ -345,7 +341,18 @@ impl<B: Backing> DeferFree<B> {
         // SAFETY: the caller's size, which is far from overflowing.
         unsafe {
             assert_unchecked(size <= SURE_BYTES);
-            let layout = Layout::from_size_align_unchecked(size, SURE_ALIGN);
+            self.allocate_now::<ZEROED>(Layout::from_size_align_unchecked(size, SURE_ALIGN))
+        }
+    }
+
+    /// A block of the backing's.
+    ///
+    /// # Safety
+    /// As for `alloc`.
+    #[inline(always)]
+    pub(super) unsafe fn allocate_now<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe {
             let block =
                 if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) };
             if B::SETTLES_WHEN_SHORT || !block.is_null() {
@@ -361,7 +368,7 @@ impl<B: Backing> DeferFree<B> {
     /// As for `alloc`.
     #[cold]
     #[inline(never)]
-    pub(super) unsafe fn allocate_again<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
+    unsafe fn allocate_again<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
         let Phase::Running(runtime) = self.phase.get() else {
             return ptr::null_mut();
         };

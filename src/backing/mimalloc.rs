@@ -67,7 +67,7 @@ const NATURAL_ALIGN: usize = 16;
 const WORD: usize = 8;
 
 /// What the functions for small blocks take (`MI_SMALL_SIZE_MAX`, mimalloc.h).
-const SMALL_BYTES: usize = 128 * size_of::<usize>();
+const MALLOC_SMALL_BYTES: usize = 128 * size_of::<usize>();
 
 #[inline(always)]
 fn naturally_aligned(size: usize, align: usize) -> bool {
@@ -82,7 +82,7 @@ unsafe impl GlobalAlloc for Mimalloc {
         // SAFETY: callable with any size; the alignment is a power of two.
         unsafe {
             if naturally_aligned(layout.size(), layout.align()) {
-                if layout.size() <= SMALL_BYTES {
+                if layout.size() <= MALLOC_SMALL_BYTES {
                     return ffi::mi_malloc_small(layout.size()).cast();
                 }
                 ffi::mi_malloc(layout.size()).cast()
@@ -97,7 +97,7 @@ unsafe impl GlobalAlloc for Mimalloc {
         // SAFETY: as in `alloc`.
         unsafe {
             if naturally_aligned(layout.size(), layout.align()) {
-                if layout.size() <= SMALL_BYTES {
+                if layout.size() <= MALLOC_SMALL_BYTES {
                     return ffi::mi_zalloc_small(layout.size()).cast();
                 }
                 ffi::mi_zalloc(layout.size()).cast()
@@ -129,8 +129,6 @@ unsafe impl GlobalAlloc for Mimalloc {
 /// Largest block that comes out of an arena; a larger one has a mapping of its own, which its free
 /// unmaps (`arena_max_object_size`, 2 GiB, options.c).
 const ARENA_MAX_BYTES: usize = 2 << 30;
-/// Alignments above this come straight from `mmap` too (`MI_PAGE_MAX_OVERALLOC_ALIGN`, types.h).
-const ARENA_MAX_ALIGN: usize = 64 << 10;
 
 // SAFETY: `mi_free` takes blocks of any thread; `mi_usable_size` is the size to be used.
 unsafe impl Backing for Mimalloc {
@@ -144,7 +142,7 @@ unsafe impl Backing for Mimalloc {
 
     #[inline]
     fn unmaps_on_free(&self, layout: Layout) -> bool {
-        layout.size() > ARENA_MAX_BYTES || layout.align() > ARENA_MAX_ALIGN
+        layout.size() > ARENA_MAX_BYTES
     }
 
     /// It keeps nothing in a live block, and takes what was in a freed one for dirty.
@@ -206,12 +204,9 @@ unsafe impl Backing for Mimalloc {
         abandon_pages(usize::MAX);
     }
 
-    /// A free in a full page makes it the thread's own again, so the first frees of a burst, made before it was seen to be
-    /// one, leave the thread with a page each. What the drainer frees in such a page goes onto a list in the blocks
-    /// themselves, which the thread later walks before it allocates from the page (`_mi_page_free_collect`, page.c): each
-    /// block a line out of another processor's cache. A page that nobody owns the drainer empties and gives back. Without
-    /// this, building anew what had been dropped took 2 to 3 times as long where it had 30 000 to 125 000 blocks in
-    /// disorder, and 1.3 times at 500 000; with it, as long as with mimalloc alone.
+    /// The first frees of a burst, made before it was seen to be one, have made full pages the thread's own again. What the
+    /// drainer frees in such a page the thread walks before it allocates from it (`_mi_page_free_collect`, page.c), out of
+    /// another processor's cache; a page that nobody owns the drainer empties and gives back. Measured: `docs/choices.md`.
     fn before_drain(&self) {
         abandon_pages(MOST_GAPS);
     }
@@ -252,7 +247,7 @@ unsafe impl Backing for Mimalloc {
     }
 }
 
-/// A thread that is under way keeps its pages where there may be more gaps to be walked: up to some 3 ms.
+/// A thread that is under way keeps its pages where there may be more gaps to be walked: 0.1 to 0.5 us each.
 const MOST_GAPS: usize = 32 << 10;
 
 /// Gives up all pages of the calling thread, whose next allocations get others, unless they have more than `most_gaps`

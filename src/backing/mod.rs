@@ -61,17 +61,17 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
         None
     }
 
-    /// Whether freeing such a block unmaps its pages there and then. Of at least 8 MiB, or with an alignment above
-    /// 64 KiB, it is never asked for: this crate maps such blocks itself. Of others the drainer gives the memory back
-    /// piece by piece first, because an unmapping thread holds up all others.
+    /// Whether freeing such a block unmaps its pages there and then. From 8 MiB on, or with an alignment above 64 KiB, such
+    /// blocks are this crate's own mappings, as long as it can have more of these. Of others the drainer gives the memory
+    /// back piece by piece first, because an unmapping thread holds up all others.
     fn unmaps_on_free(&self, layout: Layout) -> bool {
         let _ = layout;
         false
     }
 
-    /// Whether the pages of a live block of 8 MiB or more may be moved elsewhere by the system (`mremap` of Linux), which
-    /// leaves zero ones in their place; it is freed then. So it may be where the block begins at the beginning of a page, and
-    /// its memory is private and anonymous, and no file's or other process's. Asked when such a block grows.
+    /// Whether the pages of a block of 8 MiB or more may be moved away by the system (`mremap` of Linux), which leaves zero
+    /// ones, before it is freed: its memory is private and anonymous, and the allocator relies on nothing in it. Asked
+    /// when such a block grows; one that does not begin at a page is copied.
     fn pages_may_move(&self) -> bool {
         false
     }

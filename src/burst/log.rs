@@ -38,7 +38,7 @@ use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// A thread that builds something allocates a hundred times as often between two looks of the drainer, a millisecond.
-const FEW_ALLOCS: u32 = 128;
+const QUIET_ALLOCS: u32 = 128;
 /// A page fault may take one of them, another program on the same CPU several.
 const QUIET_ROUNDS: u32 = 4;
 /// Blocks for which no other chunk is begun before this one is full.
@@ -361,7 +361,7 @@ impl Log {
             (self.written(pool).blocks, self.n_allocs.load(Ordering::Relaxed));
         let before = self.seen_written.swap(written, Ordering::Relaxed);
         let n_since = n_allocs.wrapping_sub(self.seen_allocs.swap(n_allocs, Ordering::Relaxed));
-        let is_quiet = written == before && n_since < FEW_ALLOCS;
+        let is_quiet = written == before && n_since < QUIET_ALLOCS;
         let n_rounds = if is_quiet { self.quiet_rounds.load(Ordering::Relaxed) + 1 } else { 0 };
         self.quiet_rounds.store(n_rounds, Ordering::Relaxed);
         n_rounds >= QUIET_ROUNDS

@@ -78,13 +78,16 @@ impl Record {
         skip > 0
     }
 
-    /// Whether the bursts that are skipped may turn out to have been worth it.
-    pub(crate) fn may_be_forgiven(&self) -> bool {
-        self.wasted.get()
+    /// A burst is skipped. It may turn out to have been worth it if a wasted one is the reason: without further looks only where
+    /// all frees are counted.
+    pub(crate) fn begin_skipping(&self, now_ns: impl FnOnce() -> u64, counts_all: bool) {
+        if self.wasted.get() {
+            self.note_skipped(now_ns(), u32::from(counts_all));
+        }
     }
 
-    /// A skipped burst has come to `n_blocks` since it was last looked at; 0 if it has not been.
-    pub(crate) fn note_skipped(&self, now_ns: u64, n_blocks: u32) {
+    /// A skipped burst has come to `n_blocks` since it was last looked at; 0 if that is not known.
+    fn note_skipped(&self, now_ns: u64, n_blocks: u32) {
         self.looked_at_ns.set(now_ns);
         self.n_blocks.set(n_blocks);
     }
@@ -275,15 +278,16 @@ mod tests {
                 record.note_hot()
             }
             assert!(record.skips());
-            assert_eq!(record.may_be_forgiven(), wasted);
             record.note_goes_on(unasked, n_blocks);
             record.note_rest(unasked);
-            if record.may_be_forgiven() {
-                record.note_skipped(5, 0);
-                record.note_skipped(7, n_blocks);
+            if wasted {
+                record.begin_skipping(|| 5, false);
+                record.note_goes_on(|| 7, n_blocks);
                 record.note_rest(|| 7 + rest_ns);
-                record.note_rest(unasked);
+            } else {
+                record.begin_skipping(unasked, false);
             }
+            record.note_rest(unasked);
             let all = if wasted { 64 } else { 8 };
             assert_eq!(n_skipped(&record), if forgiven { 0 } else { all - 1 });
         }
@@ -296,7 +300,7 @@ mod tests {
         record.note_wasted();
         for looked_at in [false, true] {
             assert!(record.skips());
-            record.note_skipped(1, 0);
+            record.begin_skipping(|| 1, false);
             assert!(record.goes_on_skipping(|| u64::MAX, None));
             if looked_at {
                 record.note_goes_on(|| 2, 1000);

@@ -15,7 +15,7 @@ pub struct Config {
     /// Blocks of at least this many bytes are deferred, each on its own (`DEFERFREE_THRESHOLD`). `usize::MAX` where
     /// nothing is deferred.
     pub threshold_bytes: usize,
-    /// Below the threshold, frees may be deferred after about this many in a row on one thread, 0: all of them are;
+    /// Frees of less than 16 KiB may be deferred after about this many in a row on one thread, 0: all of them are;
     /// `None`: none is (`DEFERFREE_BURST`).
     pub burst: Option<u32>,
     /// How long a block waits for reuse before it goes back, in milliseconds (`DEFERFREE_DELAY`).

@@ -249,17 +249,12 @@ pub(crate) fn run<B: Backing>(
     let mut purges = Schedule::new(Instant::now(), delay.min(ROUND_MAX));
     let mut activity = Activity::default();
     let mut active_at = Instant::now();
-    // When the program was seen last to use memory of the allocator's, and not only blocks that waited.
-    let mut needed_at = active_at;
     let mut next_burst_round = Instant::now();
     let mut is_burst_left = false;
     let mut room_made = None;
-    let mut last_burst = None;
-    // Whether it has since memory last went back.
-    let mut has_worked = false;
     loop {
-        let is_done = !drainer.unpurged && !has_worked && !is_burst_left && room_made.is_none();
-        let idle = pending.bytes() == 0 && is_done;
+        let is_done = !drainer.unpurged && !purges.has_worked() && !is_burst_left;
+        let idle = pending.bytes() == 0 && is_done && room_made.is_none();
         if idle && active_at.elapsed() >= linger {
             control.sleep(pending, backing, owner);
             active_at = Instant::now();
@@ -302,12 +297,11 @@ pub(crate) fn run<B: Backing>(
                 active_at = now;
             }
             if needs_memory {
-                needed_at = now;
-                has_worked = true;
+                purges.note_needed(now);
             }
         }
         // In steps, each of which is purged: what is freed is not going to be wanted soon.
-        drainer.purges = everything || purges.is_near(now, needed_at, last_burst);
+        drainer.purges = everything || purges.is_near(now);
         let inside = if everything {
             drainer.drain_all(inside)
         } else if make_room {
@@ -347,9 +341,8 @@ pub(crate) fn run<B: Backing>(
             Some(inside) if is_owner && (everything || make_room || now >= next_burst_round) => {
                 next_burst_round = now + BURST_ROUND;
                 if activity.bursts_changed() {
-                    last_burst = Some(now);
-                    (active_at, needed_at) = (now, now);
-                    has_worked = true;
+                    active_at = now;
+                    purges.note_burst(now);
                 }
                 drainer.drain_bursts(inside, everything || make_room, &mut is_burst_left)
             }
@@ -360,8 +353,7 @@ pub(crate) fn run<B: Backing>(
         };
 
         drainer.unpurged |= control.dirty.swap(false, Ordering::SeqCst);
-        let dirty = drainer.unpurged || has_worked;
-        if purges.is_due(now, needed_at, last_burst, dirty, sys::resident_bytes)
+        if purges.is_due(now, drainer.unpurged, sys::resident_bytes)
             // What the program has freed itself the drainer has not seen.
             || flushing
             || everything && drainer.unpurged
@@ -372,8 +364,7 @@ pub(crate) fn run<B: Backing>(
                     BURSTS.purge();
                 }
             });
-            purges.note(now, needed_at, resident);
-            has_worked = false;
+            purges.note(now, resident);
         }
         drop(inside);
         if flushing {

@@ -35,6 +35,11 @@ pub(super) struct Schedule {
     every: Duration,
     /// Since then it has been at work, or nothing has been purged.
     since: Instant,
+    /// When the program was seen last to use memory of the allocator's, and not only blocks that waited.
+    needed_at: Instant,
+    last_burst: Option<Instant>,
+    /// Whether it has used any since memory last went back.
+    has_worked: bool,
     last: Option<Purge>,
 }
 
@@ -48,20 +53,44 @@ struct Purge {
 
 impl Schedule {
     pub(super) fn new(now: Instant, rest_min: Duration) -> Self {
-        Schedule { rest_min, rest: rest_min, every: EVERY, since: now, last: None }
+        Schedule {
+            rest_min,
+            rest: rest_min,
+            every: EVERY,
+            since: now,
+            needed_at: now,
+            last_burst: None,
+            has_worked: false,
+            last: None,
+        }
     }
 
-    /// Whether a purge is due, where the program was seen to need memory at `needed_at` and freeing bursts at
-    /// `last_burst`, and there is something to be purged if `dirty`. `resident` asks for the resident set.
+    /// The program was seen to need memory.
+    pub(super) fn note_needed(&mut self, now: Instant) {
+        self.needed_at = now;
+        self.has_worked = true;
+    }
+
+    /// It was seen to free a burst.
+    pub(super) fn note_burst(&mut self, now: Instant) {
+        self.last_burst = Some(now);
+        self.note_needed(now);
+    }
+
+    pub(super) fn has_worked(&self) -> bool {
+        self.has_worked
+    }
+
+    /// Whether a purge is due, where something has been freed that has not been purged if `unpurged`. `resident` asks for
+    /// the resident set.
     pub(super) fn is_due(
         &mut self,
         now: Instant,
-        needed_at: Instant,
-        last_burst: Option<Instant>,
-        dirty: bool,
+        unpurged: bool,
         resident: impl Fn() -> Option<usize>,
     ) -> bool {
-        let at_rest = is_at_rest(now, needed_at, last_burst, self.rest);
+        let dirty = unpurged || self.has_worked;
+        let at_rest = self.is_at_rest(now, self.rest);
         let due = if at_rest { dirty } else { now - self.since >= self.every };
         let is_over = |last: &Purge| if last.at_rest { now - last.at >= REST_MAX } else { due };
         if self.last.as_ref().is_some_and(is_over) {
@@ -74,13 +103,13 @@ impl Schedule {
     }
 
     /// Whether the program is about to be at rest: what is freed now had better go back at once, in small portions.
-    pub(super) fn is_near(
-        &self,
-        now: Instant,
-        needed_at: Instant,
-        last_burst: Option<Instant>,
-    ) -> bool {
-        is_at_rest(now, needed_at, last_burst, self.rest / 2)
+    pub(super) fn is_near(&self, now: Instant) -> bool {
+        self.is_at_rest(now, self.rest / 2)
+    }
+
+    fn is_at_rest(&self, now: Instant, rest: Duration) -> bool {
+        let after_burst = self.last_burst.is_some_and(|burst| now - burst < REST_AFTER_BURST);
+        !after_burst && now - self.needed_at >= rest
     }
 
     fn judge(&mut self, resident: Option<usize>) {
@@ -100,27 +129,18 @@ impl Schedule {
         *value = if too_early { *value * 2 } else { *value / 2 }.clamp(min, max);
     }
 
-    /// Notes a purge that `is_due` asked for.
-    pub(super) fn note(&mut self, now: Instant, needed_at: Instant, resident: [Option<usize>; 2]) {
+    /// Notes a purge, and the resident set before and after it.
+    pub(super) fn note(&mut self, now: Instant, resident: [Option<usize>; 2]) {
         self.since = now;
+        self.has_worked = false;
         self.last = match resident {
             [Some(resident_before), Some(resident_after)] => Some(Purge {
                 at: now,
-                at_rest: now - needed_at >= self.rest,
+                at_rest: self.is_at_rest(now, self.rest),
                 resident_before,
                 resident_after,
             }),
             _ => None,
         };
     }
-}
-
-fn is_at_rest(
-    now: Instant,
-    needed_at: Instant,
-    last_burst: Option<Instant>,
-    rest: Duration,
-) -> bool {
-    let after_burst = last_burst.is_some_and(|burst| now - burst < REST_AFTER_BURST);
-    !after_burst && now - needed_at >= rest
 }

@@ -112,10 +112,10 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
         return ptr::null_mut();
     }
     N_BLOCKS.fetch_add(1, Ordering::Relaxed);
+    // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
     if for_use == Use::Zeroed || !HUGE_PAGES {
         TABLE.set_telling(block);
     } else {
-        // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
         // SAFETY: whole pages of the mapping.
         unsafe { sys::want_huge_pages(block, len) };
     }

@@ -57,7 +57,7 @@ const INSIDE: u32 = ONE_FORK - 1;
 static EXITING: AtomicBool = AtomicBool::new(false);
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// How often this process, or one that it was forked from, was forked off after a drainer started.
+/// How often this process, or one that it was forked from, was forked off since the handlers were registered.
 #[inline]
 pub(crate) fn generation() -> u32 {
     // Only the forked child's single thread ever changes it: there is nothing to be ordered with.

@@ -14,9 +14,11 @@
 //! PLAIN: frees are done at once. Some, see below, look whether the thread has allocated since the last one that looked;
 //! when it has not for as many frees as the settings say, a data structure is being dropped.
 //! Where it turns out that it was a small one, the next has to be larger.
-//! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price`.
+//! JUDGING: the next few addresses are written down, and then it is measured what they would cost, see `price_ns` in
+//! `allocator/small.rs`.
 //! Blocks that are in the cache anyway, as those are that the program's own `drop` code has touched, are freed at once:
-//! BLIND, until the thread allocates. Others begin a BURST: frees are written down and nothing else.
+//! BLIND, until the thread allocates, where a burst goes as well that is not tried (`record`, `are_many`) or cannot be
+//! written down. Others begin a BURST: frees are written down and nothing else.
 //! OWING: the thread allocates now and then; its frees are done at once again, but what it wrote down may wait
 //! for the drainer. When it allocates in earnest (one allocation for [`BLOCKS_PER_ALLOC`] blocks that wait) the memory
 //! that waits is wanted: the thread takes it back and frees it as it would have done without this crate.
@@ -29,8 +31,9 @@
 //! what the backing needs to free a block in memory of the thread's own without a look at anything else. Two kinds of
 //! such frees take longer anyway, and look: the first in memory that is full, and the last. Any other free goes the short
 //! way if a hash of its address is below `short_below`: the whole range but one part in [`LOOK_EVERY`] in PLAIN, and in
-//! fewer in BLIND and where nothing is deferred; none of it in JUDGING and BURST. An allocation goes the short way if `fresh` is set, which a look takes back: so the first
-//! allocation after a look goes the long way, and sets it again. So do a thread's first [`BUILT_ALLOCS`].
+//! fewer in BLIND and where nothing is deferred; none of it in JUDGING and BURST. An allocation goes the short way if
+//! `fresh` is set, which a look takes back: so the first allocation after a look goes the long way, and sets it again. So
+//! do a thread's first [`BUILT_ALLOCS`].
 //!
 //! All zero bytes are a valid value, NEW: the first call of a thread goes the long way and finds out what the settings
 //! are.
@@ -74,7 +77,7 @@ pub(crate) use place::{at_cache_line, here, is_fresh, near_stack, own_pages, sho
 /// own when the drainer frees the rest, and blocks in owned pages are dear to allocate again.
 pub(crate) const LOOK_EVERY: u32 = 64;
 /// Where nothing is deferred: one free in so many looks whose block it is.
-const OWNER_EVERY: u32 = 256;
+const WHOSE_EVERY: u32 = 256;
 /// Where a block's address falls in the range of `u32`: evenly, whatever its low bits are.
 #[inline(always)]
 pub(crate) fn hash(block: *mut u8) -> u32 {
@@ -295,7 +298,7 @@ impl Local {
     /// or in nobody's. Where it is not, most others that the thread frees may not be either, and to find that out before
     /// each free takes longer than is won: strings that another thread had built took 1.2 times as long to drop. A full
     /// page is nobody's, whoever has filled it; its first free makes it the thread's that has.
-    pub(crate) fn note_owner(&self, is_own: impl FnOnce(*const ()) -> Option<bool>) {
+    pub(crate) fn note_whose(&self, is_own: impl FnOnce(*const ()) -> Option<bool>) {
         let pages = self.backing_pages.get();
         if pages.is_null() || self.short_below.get() == NONE {
             return;
@@ -318,7 +321,7 @@ impl Local {
         match self.looks() {
             true => all_but_one_in(LOOK_EVERY),
             // To see whose blocks it frees.
-            false if !self.backing_pages.get().is_null() => all_but_one_in(OWNER_EVERY),
+            false if !self.backing_pages.get().is_null() => all_but_one_in(WHOSE_EVERY),
             false => ALL,
         }
     }
@@ -670,22 +673,22 @@ mod tests {
         }
         let is_used = || own_pages() == pages;
         for is_own in [Some(false), None] {
-            local.note_owner(|_| is_own);
+            local.note_whose(|_| is_own);
             assert!(own_pages().is_null());
             local.blind();
             assert!(own_pages().is_null());
-            local.note_owner(|_| Some(true));
+            local.note_whose(|_| Some(true));
             assert!(is_used());
         }
         for not_at_once in [Local::judge, Local::burst] {
             not_at_once(local);
-            local.note_owner(|_| panic!("not its turn"));
+            local.note_whose(|_| panic!("not its turn"));
             assert!(own_pages().is_null());
         }
         local.set_up(Mode::Disabled, pages);
         assert!(is_used());
         local.set_up(Mode::Bursts, ptr::null());
-        local.note_owner(|_| panic!("nothing to ask of"));
+        local.note_whose(|_| panic!("nothing to ask of"));
         assert!(own_pages().is_null());
     }
 }
