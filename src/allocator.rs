@@ -251,12 +251,13 @@ impl<B: Backing> DeferFree<B> {
     ///
     /// Costs a few nanoseconds on a thread that has not used the allocator since the last call. Otherwise some ten
     /// microseconds, up to half a one for each block that has been freed among others in the thread's pages, and about ten
-    /// for the thread's next allocations, which find new pages; so it does nothing if it would take more than a fiftieth of the thread's time: what has gathered in such a short time is little. What
-    /// the thread has written down in a burst is left to the drainer. Of frees alone, those of 16 KiB and more do not
-    /// count as use.
+    /// for the thread's next allocations, which find new pages; so it does nothing if it would take more than a fiftieth of
+    /// the thread's time: what has gathered in such a short time is little. What the thread has written down in a burst is
+    /// left to the drainer. Of frees alone, those of 16 KiB and more do not count as use.
     ///
-    /// May be called on any thread, any number of times. It does nothing where it cannot be done: outside of Linux,
-    /// Android and FreeBSD on x86-64 and aarch64, with mimalloc 2, while a fork is under way, at exit, and where nothing is deferred (`DEFERFREE=off`).
+    /// May be called on any thread, any number of times. It does nothing where it cannot be done: outside of Linux, Android
+    /// and FreeBSD on x86-64 and aarch64, with mimalloc 2, while a fork is under way, at exit, and where nothing is deferred
+    /// (`DEFERFREE=off`).
     ///
     /// [park]: https://docs.rs/tokio/latest/tokio/runtime/struct.Builder.html#method.on_thread_park
     #[inline]
