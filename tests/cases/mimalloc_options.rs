@@ -28,6 +28,7 @@ pub(crate) fn main() -> ExitCode {
             use_it();
             println!("{} {}", option(PURGE_DELAY), option(DESTROY_ON_EXIT));
         }
+        Some("exit") => exit_child(),
         Some("sleep") => while_it_sleeps_child(),
         Some("fork") => fork_child(),
         Some(case) => panic!("{case}"),
@@ -38,6 +39,7 @@ pub(crate) fn main() -> ExitCode {
                 ("while_the_drainer_runs", while_the_drainer_runs),
                 ("while_it_sleeps", || run_child("sleep", &[], 20).expect_clean()),
                 ("what_the_user_set_stands", what_the_user_set_stands),
+                ("at_exit", at_exit),
                 ("in_a_forked_child", || run_child("fork", &[], 20).expect_clean()),
             ]);
         }
@@ -103,6 +105,25 @@ fn what_the_user_set_stands() {
         assert_eq!(options("after start", &set).0, value.parse().unwrap());
     }
     assert_eq!(options("after start", &[("MIMALLOC_DESTROY_ON_EXIT", "1")]), (30_000, 1));
+}
+
+/// mimalloc has nothing to do, unless it is to print its numbers.
+fn at_exit() {
+    assert_eq!(options("exit", &[]), (-1, 2));
+    assert_eq!(options("exit", &[("MIMALLOC_DESTROY_ON_EXIT", "1")]), (-1, 2));
+    let output = run_child("exit", &[("MIMALLOC_SHOW_STATS", "1")], 20);
+    assert_eq!(output.stdout.trim(), "-1 0");
+    assert!(output.stderr.contains("committed"), "{}", output.stderr);
+}
+
+fn exit_child() {
+    extern "C" fn print() {
+        println!("{} {}", option(PURGE_DELAY), option(DESTROY_ON_EXIT));
+    }
+    // Before the crate's own, so that it is called after it.
+    // SAFETY: a function that may be called at exit.
+    assert_eq!(unsafe { libc::atexit(print) }, 0);
+    use_it();
 }
 
 /// Nobody else purges while the drainer sleeps.
