@@ -38,7 +38,8 @@ use crate::sys;
 /// # Drainer
 ///
 /// A thread named `deferfree` starts when the large blocks allocated so far, those of at least
-/// [`Config::threshold_bytes`], come to 16 MiB, or with the first burst of small frees ([`Config::burst`]). Until then
+/// [`Config::threshold_bytes`], come to 16 MiB, or with the first burst of small frees ([`Config::burst`]) of a thread
+/// that has used the allocator for 40 ms, or the first free in a [`DeferScope`](crate::DeferScope). Until then
 /// large blocks are freed at once: a short command that has a few of them is better off so. If the thread cannot be
 /// started, every block is freed at once, and one line on standard error says so. Where the system was short of memory
 /// or threads, it is tried again with a large allocation a second later, then two, up to a minute.

@@ -192,7 +192,8 @@ impl<B: Backing> DeferFree<B> {
                 return false;
             }
         }
-        if self.owner().is_none() {
+        let is_early = matches!(self.phase.get(), Phase::Off) && local.is_early();
+        if is_early || self.owner().is_none() {
             local.blind();
             return false;
         }

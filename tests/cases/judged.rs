@@ -14,7 +14,7 @@ use std::mem::take;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::addresses::Addresses;
 use common::{TINY, drainers, rounds, run_child, wait_until};
@@ -29,6 +29,7 @@ pub(crate) fn main() -> ExitCode {
                 ("pairs", || run("pairs", "128")),
                 ("short", || run("short", "128")),
                 ("cold", || run("cold", "128")),
+                ("early", || run("early", "128")),
                 ("hot", || run("hot", "128")),
                 ("left_over", || run("left_over", "128")),
                 ("turns_cold", || run("turns_cold", "128")),
@@ -51,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         Some("pairs") => pairs(),
         Some("short") => short(),
         Some("cold") => cold(),
+        Some("early") => early(),
         Some("hot") => hot(),
         Some("left_over") => left_over(),
         Some("turns_cold") => turns_cold(),
@@ -87,11 +89,22 @@ const BEGUN: usize = 1500;
 const MANY: usize = if TINY { 3000 } else { 50_000 };
 /// Blocks that are judged.
 const JUDGED: usize = 128;
+/// A younger thread starts no drainer for a burst.
+const OLD: Duration = Duration::from_millis(if TINY { 0 } else { 41 });
 
-fn heap(cold: bool) -> (&'static Heap, &'static Addresses) {
+/// One that is new to the calling thread.
+fn new_heap(cold: bool) -> (&'static Heap, &'static Addresses) {
     let book = Addresses::leak();
     book.are_cold(cold);
     (Box::leak(Box::new(DeferFree::with_backing(book))), book)
+}
+
+/// One that the calling thread has used for so long that a burst may start a drainer.
+fn heap(cold: bool) -> (&'static Heap, &'static Addresses) {
+    let (heap, book) = new_heap(cold);
+    free(heap, alloc(heap));
+    thread::sleep(OLD);
+    (heap, book)
 }
 
 fn alloc(heap: &Heap) -> usize {
@@ -178,9 +191,28 @@ fn cold() {
     nothing_is_left(heap, book);
 }
 
+/// For what a process does in its first moments no drainer is started.
+fn early() {
+    let start = Instant::now();
+    let (heap, book) = new_heap(true);
+    frees(heap, allocs(heap, MANY));
+    if start.elapsed() < OLD {
+        assert_eq!((bursts(heap).deferred.blocks, drainers()), (0, Vec::new()));
+    }
+    thread::sleep(OLD);
+    frees(heap, allocs(heap, MANY));
+    assert_eq!(bursts(heap).deferred_bursts, 1, "{:?}", bursts(heap));
+    nothing_is_left(heap, book);
+}
+
 /// They are freed at once, but for those that are judged just when the burst ends.
 fn hot() {
     let (heap, book) = heap(false);
+    {
+        // The threads are too young to start the drainer.
+        let _scope = deferfree::defer_scope();
+        free(heap, alloc(heap));
+    }
     let mut n_hot = 0;
     for _ in 0..10 {
         let blocks = allocs(heap, 50_000);

@@ -143,6 +143,9 @@ fn first_bursts_at_once_child() {
         for blocks in all {
             let barrier = &barrier;
             scope.spawn(move || {
+                drop(std::hint::black_box(Box::new(1)));
+                // A younger thread starts no drainer for a burst.
+                common::sleep_ms(41);
                 barrier.wait();
                 drop(blocks);
             });
