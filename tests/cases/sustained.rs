@@ -58,8 +58,8 @@ fn judged(load: fn(&AtomicBool)) {
         while start.elapsed() < total {
             let quarter = (start.elapsed().as_millis() * 4 / total.as_millis()).min(3) as usize;
             most_rss[quarter] = most_rss[quarter].max(rss());
-            let pending = GLOBAL.stats().pending.bytes;
-            // Off by what is under way, see `Stats`.
+            // Off by what is under way, see `Stats`, which is much where the thread is interrupted meanwhile: 300 MiB were seen.
+            let pending = (0..5).map(|_| GLOBAL.stats().pending.bytes).min().unwrap();
             assert!(pending <= BOUND as u64 + 64 * MIB as u64, "{pending}");
             sleep_ms(20);
         }
