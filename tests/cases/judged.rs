@@ -264,7 +264,8 @@ fn turns_cold() {
     }
     let bursts = bursts(heap);
     assert!(bursts.deferred.blocks > MANY as u64, "{bursts:?}");
-    assert_eq!(bursts.deferred_bursts, 1, "{bursts:?}");
+    // With few chunks a burst may be cut short, and begin once more.
+    assert!(bursts.deferred_bursts == 1 || TINY && bursts.deferred_bursts > 0, "{bursts:?}");
     nothing_is_left(heap, book);
 }
 
