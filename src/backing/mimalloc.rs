@@ -191,7 +191,7 @@ unsafe impl Backing for Mimalloc {
     /// thread that has called `mi_thread_done` must not end, as its key still has the heap that was freed
     /// (`_mi_theap_default_set`, init.c: the address sanitizer saw it read).
     fn drainer_done(&self) {
-        abandon_pages(usize::MAX);
+        abandon_pages();
     }
 
     /// See `deferred_free`.
@@ -203,14 +203,16 @@ unsafe impl Backing for Mimalloc {
     }
 
     fn thread_idle(&self) {
-        abandon_pages(usize::MAX);
+        abandon_pages();
     }
 
     /// The first frees of a burst, made before it was seen to be one, have made full pages the thread's own again. What the
     /// drainer frees in such a page the thread walks before it allocates from it (`_mi_page_free_collect`, page.c), out of
     /// another processor's cache; a page that nobody owns the drainer empties and gives back. Measured: `docs/choices.md`.
     fn before_drain(&self) {
-        abandon_pages(MOST_GAPS);
+        if has_few_gaps() {
+            abandon_pages();
+        }
     }
 
     /// See `deferred_free`.
@@ -249,33 +251,40 @@ unsafe impl Backing for Mimalloc {
     }
 }
 
-/// A thread that is under way keeps its pages where there may be more gaps to be walked: 0.1 to 0.5 us each.
-const MOST_GAPS: usize = 32 << 10;
-
-/// Gives up all pages of the calling thread, whose next allocations get others, unless they have more than `most_gaps`
-/// gaps in all. 20 us for some hundred pages.
+/// Gives up all pages of the calling thread, whose next allocations get others. 20 us for some hundred pages.
 ///
 /// Of mimalloc's public functions only `mi_thread_done` does that, and it takes the thread's heap along, which the first
 /// thread cannot do without (`theap_main`, init.c). `mi_collect(false)` gives back empty pages and keeps the rest. So
 /// this is the function that `mi_thread_done` uses, where it is there and the version is the one that it was read in.
-///
-/// In a page with gaps that function may walk all of them, each a line that is in no cache (`_mi_page_free_collect`,
-/// page.c). A thread that dropped two million strings of which a fifth had gone before, one by one, was held up for
-/// 200 ms, of which the drop took 20. What others have freed is walked as well, and is no gap yet.
-fn abandon_pages(most_gaps: usize) {
+fn abandon_pages() {
     // SAFETY: the thread's heap, with which the thread is not under way: no function of mimalloc's calls this.
     unsafe {
         if ffi::mi_version() == VERSION_3 {
-            if let (Some(heap), Some(visit), Some(abandon)) =
-                (theap::get_default(), theap::visit_blocks(), theap::collect_abandon())
-            {
-                let mut gaps_left = most_gaps;
-                if visit(heap(), false, Some(take_gaps), (&raw mut gaps_left).cast()) {
-                    abandon(heap());
-                }
+            if let (Some(heap), Some(abandon)) = (theap::get_default(), theap::collect_abandon()) {
+                abandon(heap());
             }
         }
     }
+}
+
+/// A thread that is under way keeps its pages where there may be more gaps to be walked: 0.1 to 0.5 us each.
+const MOST_GAPS: usize = 32 << 10;
+
+/// Whether the calling thread can give up its pages without a long walk: of a page with gaps mimalloc may look at all of
+/// them, each a line that is in no cache (`_mi_page_free_collect`, page.c). A thread that dropped two million strings of
+/// which a fifth had gone before, one by one, was held up for 200 ms, of which the drop took 20. What others have freed
+/// is walked as well, and is no gap yet.
+fn has_few_gaps() -> bool {
+    let mut gaps_left = MOST_GAPS;
+    // SAFETY: as in `abandon_pages`; the visitor takes the number that it is given.
+    unsafe {
+        if ffi::mi_version() == VERSION_3 {
+            if let (Some(heap), Some(visit)) = (theap::get_default(), theap::visit_blocks()) {
+                return visit(heap(), false, Some(take_gaps), (&raw mut gaps_left).cast());
+            }
+        }
+    }
+    false
 }
 
 /// Takes a page's gaps off those that are left, as long as there are enough.
@@ -286,7 +295,7 @@ unsafe extern "C" fn take_gaps(
     _: usize,
     gaps_left: *mut c_void,
 ) -> bool {
-    // SAFETY: what mimalloc shows of a page; the number that `abandon_pages` gives.
+    // SAFETY: what mimalloc shows of a page; the number that `has_few_gaps` gives.
     let (page, gaps_left) = unsafe { (&*page, &mut *gaps_left.cast::<usize>()) };
     // `used` is a number of blocks, not of bytes.
     let gaps = (page.committed / page.full_block_size).saturating_sub(page.used);
