@@ -17,7 +17,7 @@ use std::time::Duration;
 use self::shortage::Giver;
 use crate::backing::Backing;
 use crate::burst::local::{self, Local};
-use crate::burst::{BURSTS, Written};
+use crate::burst::{BURSTS, HowMuch, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good, work};
 use crate::huge::{self, Coverage, Use};
@@ -488,9 +488,10 @@ impl<B: Backing> Runtime<B> {
     }
 
     /// Frees what the calling thread has written down; how many blocks that was.
-    pub(crate) fn take_back_small(&self, local: &Local) -> usize {
+    pub(crate) fn take_back_small(&self, local: &Local, much: HowMuch) -> usize {
         // SAFETY: blocks that this thread gave up, taken out of the one log that they were in.
-        let n_blocks = BURSTS.take_back(local, |block| unsafe { self.backing.dealloc_any(block) });
+        let free = |block| unsafe { self.backing.dealloc_any(block) };
+        let n_blocks = BURSTS.take_back(local, much, free);
         if n_blocks > 0 {
             self.control.note_given_back(&self.pending);
         }

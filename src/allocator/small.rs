@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use super::{DeferFree, Phase, SWITCHED_OFF};
 use crate::backing::{Backing, OwnFree};
 use crate::burst::local::{self, JUDGED, LOOK_EVERY, Local, Mode, OnAlloc, OnFree, State};
-use crate::burst::{BURSTS, Outcome, SMALL_BYTES, Written};
+use crate::burst::{BURSTS, HowMuch, Outcome, SMALL_BYTES, Written};
 use crate::config::{Burst, DEFAULT_BURST};
 use crate::drainer::work;
 use crate::lifecycle::Inside;
@@ -256,14 +256,14 @@ impl<B: Backing> DeferFree<B> {
                     if local.far() == 0 {
                         BURSTS.note(Outcome::Skipped);
                     }
-                    runtime.take_back_small(local);
+                    runtime.take_back_small(local, HowMuch::All);
                     local.blind();
                 }
                 (Some(_), _) => {
                     if local.far() == 0 {
                         BURSTS.note(Outcome::Hot);
                     }
-                    runtime.take_back_small(local);
+                    runtime.take_back_small(local, HowMuch::All);
                     record.note_hot();
                     local.blind();
                 }
@@ -454,14 +454,16 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// The thread wants the memory that waits in its log.
+    /// The thread wants the memory that waits in its log. In one piece that could take as long as the whole drop would have:
+    /// each allocation frees a part, until nothing waits.
     fn take_back(&self, local: &Local) {
-        let n_blocks = match self.owner() {
-            Some(runtime) => runtime.take_back_small(local),
-            None => 0,
-        };
-        if local.state() == State::Judging {
+        let was_judging = local.state() == State::Judging;
+        let much = if was_judging { HowMuch::All } else { HowMuch::Chunk };
+        let n_blocks = self.owner().map_or(0, |runtime| runtime.take_back_small(local, much));
+        if was_judging {
             local.plain();
+        } else if n_blocks > 0 && local.waits() {
+            local.owe();
         } else if n_blocks > 0 {
             BURSTS.note(Outcome::Wasted);
             local.record().note_wasted();

@@ -131,6 +131,14 @@ pub(crate) enum Outcome {
     Skipped,
 }
 
+/// How much of its log a thread is to free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HowMuch {
+    All,
+    /// What is in one chunk: some ten microseconds.
+    Chunk,
+}
+
 /// What became of a block that was to be written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Written {
@@ -264,18 +272,23 @@ impl Bursts {
         self.pool.n_used() >= CHUNKS_TO_TELL && !self.told.swap(true, Ordering::Relaxed)
     }
 
-    /// Frees what the calling thread has written down, oldest first, unless the drainer is at it; how many
-    /// blocks that were.
-    pub(crate) fn take_back(&self, local: &Local, mut free: impl FnMut(*mut u8)) -> usize {
-        local.log().map_or(0, |log| self.empty(log, &mut free))
+    /// Frees what the calling thread has written down, oldest first and as much as is said, unless the drainer is at it; how
+    /// many blocks that were.
+    pub(crate) fn take_back(
+        &self,
+        local: &Local,
+        much: HowMuch,
+        mut free: impl FnMut(*mut u8),
+    ) -> usize {
+        local.log().map_or(0, |log| self.empty(log, much, &mut free))
     }
 
     /// As `take_back`, for all threads, whose last writes may be missed.
     pub(crate) fn take_back_all(&self, mut free: impl FnMut(*mut u8)) {
-        self.logs.iter().for_each(|log| _ = self.empty(log, &mut free));
+        self.logs.iter().for_each(|log| _ = self.empty(log, HowMuch::All, &mut free));
     }
 
-    fn empty(&self, log: &Log, free: &mut impl FnMut(*mut u8)) -> usize {
+    fn empty(&self, log: &Log, much: HowMuch, free: &mut impl FnMut(*mut u8)) -> usize {
         let Some(mut emptying) = log.try_empty() else {
             return 0;
         };
@@ -289,6 +302,9 @@ impl Bursts {
             log.note_taken_back(run.n_blocks(), run.bytes);
             n_blocks += run.n_blocks();
             run.chunk.each_block(run.slots, |soon| sys::prefetch(soon), &mut *free);
+            if much == HowMuch::Chunk {
+                return n_blocks;
+            }
         }
     }
 
@@ -526,7 +542,7 @@ pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
     }
     // A block in the log keeps its owner, whose word that is.
     if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
-        let n_blocks = BURSTS.take_back(local, free);
+        let n_blocks = BURSTS.take_back(local, HowMuch::All, free);
         if local.record().end() && local.has_built() {
             BURSTS.note_end(n_blocks > 0);
         }

@@ -37,6 +37,7 @@ pub(crate) fn main() -> ExitCode {
                 ("pairs_inside_a_burst", || run("pairs_inside_a_burst", "128")),
                 ("at_work_now_and_then", || run("at_work_now_and_then", "128")),
                 ("taken_back", || run("taken_back", "128")),
+                ("taken_back_in_parts", || run("taken_back_in_parts", "128")),
                 ("wanted_while_drained", || run("wanted_while_drained", "128")),
                 ("skipped", || run("skipped", "128")),
                 ("forgiven", || run("forgiven", "128")),
@@ -60,6 +61,7 @@ pub(crate) fn main() -> ExitCode {
         Some("pairs_inside_a_burst") => pairs_inside_a_burst(),
         Some("at_work_now_and_then") => at_work_now_and_then(),
         Some("taken_back") => taken_back(),
+        Some("taken_back_in_parts") => taken_back_in_parts(),
         Some("wanted_while_drained") => wanted_while_drained(),
         Some("skipped") => skipped(),
         Some("forgiven") => forgiven(),
@@ -303,9 +305,9 @@ fn allocations_now_and_then() {
 /// While a burst's blocks wait, the thread's pairs go straight to the allocator after the first few.
 fn pairs_inside_a_burst() {
     let (heap, book) = heap(true);
-    // Not one for 64 blocks that wait.
-    const PAIRS: usize = if TINY { 50 } else { 1000 };
-    let n_waiting = wait_in_a_burst(heap, book, allocs(heap, 100 * PAIRS));
+    // Not one for 256 blocks that wait.
+    const PAIRS: usize = if TINY { 10 } else { 250 };
+    let n_waiting = wait_in_a_burst(heap, book, allocs(heap, 300 * PAIRS));
     (0..PAIRS).for_each(|_| free(heap, alloc(heap)));
     let bursts = bursts(heap);
     assert!(bursts.deferred.blocks < 1 + n_waiting + 32, "{bursts:?}");
@@ -341,6 +343,28 @@ fn taken_back() {
     assert_eq!((bursts.paid_back.blocks, bursts.wasted_bursts), (n_waiting, 1), "{bursts:?}");
     // And the one that holds up the drainer.
     assert_eq!(book.n_live(), kept.len() + 1);
+    frees(heap, kept);
+    book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// No allocation waits for more than a part of what is taken back.
+fn taken_back_in_parts() {
+    const PART: u64 = 1024;
+    let (heap, book) = heap(true);
+    let n_waiting = wait_in_a_burst(heap, book, allocs(heap, MANY));
+    let (mut kept, mut before) = (Vec::new(), 0);
+    let mut n_parts = 0;
+    while before < n_waiting {
+        kept.push(alloc(heap));
+        assert!(kept.len() < MANY, "{:?}", bursts(heap));
+        let now = bursts(heap).paid_back.blocks;
+        assert!(now - before <= PART, "{now} {before}");
+        n_parts += u64::from(now > before);
+        before = now;
+    }
+    assert!(n_parts >= n_waiting / PART, "{n_parts}");
+    assert_eq!(bursts(heap).wasted_bursts, 1);
     frees(heap, kept);
     book.let_go();
     nothing_is_left(heap, book);
