@@ -68,9 +68,18 @@ impl fmt::Display for StartError {
             StartError::Platform => f.write_str("nothing is deferred on this platform"),
             StartError::Memory => f.write_str("no memory to start with"),
             StartError::Register => f.write_str("cannot register for fork and exit"),
-            StartError::Thread(error) => write!(f, "cannot start the drainer ({error})"),
+            StartError::Thread(error) => {
+                write!(f, "cannot start the drainer ({})", sys::Errno::from(error))
+            }
         }
     }
+}
+
+/// Whether no memory that is given back would make room for so many bytes, as where a program has read a length that it did
+/// not check: twice what there is.
+#[cold]
+fn is_out_of_question(bytes: usize) -> bool {
+    sys::memory_limit().is_some_and(|limit| bytes / 2 > limit)
 }
 
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
@@ -91,6 +100,10 @@ impl<B: Backing> Runtime<B> {
         let lost_in_fork_bytes =
             inherited.map_or(0, |runtime| runtime.pending.waiting_bytes() as u64);
         let giver_before = inherited.map(|runtime| &runtime.giver);
+        let huge_before = inherited.map_or(0, |runtime| {
+            let pending = &runtime.pending;
+            pending.known_huge_classes().map(|class| pending.len(class)).sum()
+        });
         let inherited = inherited.map_or(0, |runtime| ptr::from_ref(runtime).addr());
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         // SAFETY: nobody else knows of it.
@@ -109,6 +122,7 @@ impl<B: Backing> Runtime<B> {
         match started {
             Ok(()) => {
                 BURSTS.note_started(runtime.addr().get());
+                huge::forget(huge_before);
                 if backing.at_thread_end(shortage::settle) {
                     this.giver.come(giver_before);
                     if is_owner {
@@ -291,13 +305,13 @@ impl<B: Backing> Runtime<B> {
         None
     }
 
-    /// A waiting huge block that is not much larger than `class`, which is a huge one: a block that grows is going to
-    /// grow on.
+    /// A waiting huge block that is not much larger than `class`, which is a huge one: half as large again, or twice as large
+    /// for a block that grows, which is going to grow on. More would stay resident with it.
     fn take_huge(&self, class: Class, layout: Layout, for_use: Use) -> Option<Block> {
         if layout.align() > huge::UNIT_BYTES {
             return None;
         }
-        let larger = if for_use == Use::Grown { class.bytes() * 3 } else { class.bytes() / 2 };
+        let larger = if for_use == Use::Grown { class.bytes() } else { class.bytes() / 2 };
         let classes = self.pending.known_classes_from(class.index());
         classes
             .take_while(|near| near.bytes() - class.bytes() <= larger)
@@ -321,7 +335,7 @@ impl<B: Backing> Runtime<B> {
         // SAFETY: a huge block, which is ours.
         let grown = unsafe { huge::grow(block.as_ptr(), class.bytes(), layout.align()) };
         if grown.is_null() {
-            self.free_now(near, block);
+            self.kept(near, self.pending.put_back(near, block));
             return None;
         }
         self.prepare(class);
@@ -341,7 +355,7 @@ impl<B: Backing> Runtime<B> {
         self.pay_back(class, misses);
         // SAFETY: the class was made from this layout.
         let block = unsafe { alloc_fresh(self.backing, class, layout, for_use) };
-        if !block.is_null() {
+        if !block.is_null() || is_out_of_question(layout.size()) {
             return block;
         }
         self.give_back_everything();
@@ -415,7 +429,10 @@ impl<B: Backing> Runtime<B> {
             // SAFETY: blocks that threads gave up, taken out of the one log that they were in.
             BURSTS.take_back_all(|block| unsafe { self.backing.dealloc_any(block) });
         }
-        self.backing.purge();
+        // A child forked off in the midst of it would never purge.
+        if let Ok(_inside) = Inside::try_enter() {
+            self.backing.purge();
+        }
     }
 
     fn owns_bursts(&self) -> bool {

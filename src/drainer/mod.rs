@@ -304,37 +304,23 @@ pub(crate) fn run<B: Backing>(
         drainer.purges = everything || purges.is_near(now);
         let inside = if everything {
             drainer.drain_all(inside)
-        } else if make_room {
-            drainer.drain(inside, pending.known_classes(), |class| pending.left_behind(class))
-        } else if hurry_huge {
-            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
-        } else if pending.bytes() > pending.high_water_bytes() {
-            pending.give_up_reserved();
-            // Down to half the bound, the largest blocks first: they are the fewest.
-            let classes = pending.known_classes_below(CLASSES);
-            let excess = |class: Class| {
-                let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
-                pending.len(class).min(excess.div_ceil(class.bytes()))
-            };
-            drainer.drain(inside, classes, excess)
-        } else if now >= next_mark {
-            next_mark = now + mark_every;
-            pending.give_up_reserved();
-            let inside =
-                drainer.drain(inside, pending.known_classes(), |class| pending.surplus(class));
-            // Outside: no fork has to wait for it.
-            inside.and_then(|inside| {
-                drop(inside);
-                for class in pending.known_classes().take_while(|class| !class.is_huge()) {
-                    pending.clear_one(class, |block| {
-                        // SAFETY: a block of the class, which nobody else has.
-                        unsafe { block.as_ptr().write_bytes(0, class.bytes()) };
-                    });
-                }
-                Inside::enter()
-            })
         } else {
-            Some(inside)
+            // Beside the rest, which would not come to its turn where a thread asks for this all the time.
+            let n_huge = |class| if hurry_huge { pending.len(class) } else { 0 };
+            drainer.drain(inside, pending.known_huge_classes(), n_huge)
+        };
+        let inside = match inside {
+            Some(inside) if make_room => {
+                drainer.drain(inside, pending.known_classes(), |class| pending.left_behind(class))
+            }
+            Some(inside) if pending.bytes() > pending.high_water_bytes() => {
+                drainer.drain_to_half(inside)
+            }
+            Some(inside) if now >= next_mark => {
+                next_mark = now + mark_every;
+                drainer.drain_surplus(inside)
+            }
+            other => other,
         };
         let is_owner = BURSTS.is_owned_by(owner);
         let inside = match inside {
@@ -469,6 +455,33 @@ impl<B: Backing> Drainer<'_, B> {
             }
         }
         Some(inside)
+    }
+
+    /// Down to half the bound, the largest blocks first: they are the fewest. `None` when the process exits.
+    fn drain_to_half(&mut self, inside: Inside) -> Option<Inside> {
+        let pending = self.pending;
+        pending.give_up_reserved();
+        let excess = |class: Class| {
+            let excess = pending.bytes().saturating_sub(pending.max_bytes() / 2);
+            pending.len(class).min(excess.div_ceil(class.bytes()))
+        };
+        self.drain(inside, pending.known_classes_below(CLASSES), excess)
+    }
+
+    /// Frees what has waited for the delay, and clears some of what goes on waiting. `None` when the process exits.
+    fn drain_surplus(&mut self, inside: Inside) -> Option<Inside> {
+        let pending = self.pending;
+        pending.give_up_reserved();
+        let inside = self.drain(inside, pending.known_classes(), |class| pending.surplus(class))?;
+        // Outside: no fork has to wait for it.
+        drop(inside);
+        for class in pending.known_classes().take_while(|class| !class.is_huge()) {
+            pending.clear_one(class, |block| {
+                // SAFETY: a block of the class, which nobody else has.
+                unsafe { block.as_ptr().write_bytes(0, class.bytes()) };
+            });
+        }
+        Inside::enter()
     }
 
     /// Frees each block whose free returned before this began. `None` when the process exits.

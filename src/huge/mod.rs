@@ -53,6 +53,13 @@ const MAX_BLOCKS: usize = 4096;
 static TABLE: Table = Table::new();
 static N_BLOCKS: AtomicUsize = AtomicUsize::new(0);
 
+/// In a forked child: so many blocks were waiting, and nobody is going to touch them.
+pub(crate) fn forget(n_blocks: usize) {
+    // What was under way in the fork may be counted on one side only.
+    let less = |n: usize| Some(n.saturating_sub(n_blocks));
+    let _ = N_BLOCKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+}
+
 /// Why a block is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -283,20 +290,22 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
     let (len, to_len) = (len / page * page, TABLE.len(to));
     // SAFETY: the first page of the caller's block.
     let is_there = || unsafe { sys::is_resident(to) };
-    // As `MOVE_REFUSED`. Linux before 5.7 moves mappings alone.
+    // Linux before 5.7 moves mappings alone.
     static PAGES_REFUSED: AtomicBool = AtomicBool::new(false);
     let may_move = may_move() && !PAGES_REFUSED.load(Ordering::Relaxed);
     if !may_move || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
         return Some(0);
     }
     // By a mapping of their own, so that the block is one mapping in the end, which can grow.
-    let between = sys::map_aligned(len, UNIT_BYTES);
+    let hint = sys::map_aligned(len, UNIT_BYTES);
+    if hint.is_null() {
+        return Some(0);
+    }
     // SAFETY: the caller's blocks, and a mapping that nobody knows of.
     unsafe {
+        sys::unmap(hint, len);
+        let between = sys::move_pages(from, len, hint);
         if between.is_null() {
-            return Some(0);
-        }
-        if !sys::move_pages(from, len, between) {
             PAGES_REFUSED.store(true, Ordering::Relaxed);
             return Some(0);
         }

@@ -143,7 +143,9 @@ impl fmt::Display for StartError {
         match self {
             StartError::Memory => f.write_str("no memory for handing values over"),
             StartError::Register => f.write_str("cannot register for fork and exit"),
-            StartError::Thread(error) => write!(f, "cannot start the dropper ({error})"),
+            StartError::Thread(error) => {
+                write!(f, "cannot start the dropper ({})", sys::Errno::from(error))
+            }
         }
     }
 }

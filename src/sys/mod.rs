@@ -23,7 +23,7 @@
 //! - `grow_in_place(ptr, old_len, new_len)`: makes a mapping longer where it is, by zero bytes; false when refused.
 //! - `move_mapping(ptr, old_len, to, new_len)`: moves its pages, not what is in them, to where another mapping is, which goes;
 //!   false when refused, as it always is but if `MOVES_MAPPINGS`.
-//! - `move_pages(ptr, len, to)`: moves a part of a mapping's pages, and leaves zero ones; false when refused, as it always is
+//! - `move_pages(ptr, len, hint)`: moves some pages to a mapping of their own, and leaves zero ones; null when refused, as always
 //!   but if `MOVES_MAPPINGS`.
 //! - `release_in_pieces(ptr, len)`: gives pages back to the system without unmapping them. Each is zero afterwards or,
 //!   where the system has not got round to it, as it was; on Linux it is zero.

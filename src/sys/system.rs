@@ -1,18 +1,30 @@
 //! A system on which nothing is deferred: no drainer, no fork or exit handlers, no environment. See `sys`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::convert::Infallible;
 use std::ffi::{CStr, c_void};
-use std::io;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::thread;
 use std::time::Duration;
+use std::{fmt, io};
 
 use super::{MemoryInUse, PageFaults, Released};
 
-/// Nothing is ever written here.
-pub(crate) type Errno = Infallible;
+/// Of a system that is not asked for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Errno;
+
+impl From<&io::Error> for Errno {
+    fn from(_error: &io::Error) -> Errno {
+        Errno
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not on this platform")
+    }
+}
 
 pub(crate) const CAN_DEFER: bool = false;
 
@@ -108,8 +120,8 @@ pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
 
 /// # Safety
 /// None is needed: nothing is ever mapped here.
-pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _to: *mut u8) -> bool {
-    false
+pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _hint: *mut u8) -> *mut u8 {
+    ptr::null_mut()
 }
 
 pub(crate) fn memory_in_use() -> Option<MemoryInUse> {

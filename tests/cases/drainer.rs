@@ -46,6 +46,7 @@ pub(crate) fn main() -> ExitCode {
         Some("a_million_frees") => a_million_frees_child(),
         Some("sizes_of_all_kinds") => sizes_of_all_kinds_child(),
         Some("a_size_in_use_stays") => a_size_in_use_stays_child(),
+        Some("hurried_all_the_time") => hurried_all_the_time_child(),
         Some("flush_by_many") => flush_by_many_child(),
         Some("flush_alone") => flush_alone_child(),
         Some("flush_under_churn") => flush_under_churn_child(),
@@ -71,6 +72,7 @@ pub(crate) fn main() -> ExitCode {
                 ("a_million_frees", a_million_frees),
                 ("sizes_of_all_kinds", || clean("sizes_of_all_kinds", "40ms")),
                 ("a_size_in_use_stays", || clean("a_size_in_use_stays", "3600s")),
+                ("hurried_all_the_time", || clean("hurried_all_the_time", "250ms")),
                 ("flush_by_many", || clean("flush_by_many", "3600s")),
                 ("flush_alone", || clean("flush_alone", "4ms")),
                 ("flush_under_churn", || clean("flush_under_churn", "50ms")),
@@ -314,6 +316,25 @@ fn a_size_in_use_stays_child() {
     let stats = GLOBAL.stats();
     assert!(stats.reused.bytes >= 190 * 8 * MIB as u64, "{stats:?}");
     assert!(stats.paid_back.blocks > 1000, "{stats:?}");
+}
+
+/// A thread asks for huge blocks all the time, none of which waits: the others grow old all the same.
+fn hurried_all_the_time_child() {
+    drop((0..100).map(|_| touched(MIB)).collect::<Vec<_>>());
+    assert!(pending_blocks() >= 50);
+    let odd = Layout::from_size_align(4 * MIB, 4 * MIB).unwrap();
+    let mut n_rounds = 0;
+    while pending_blocks() >= 10 {
+        // SAFETY: freed with the same layout.
+        unsafe {
+            let block = GLOBAL.alloc(odd);
+            assert!(!block.is_null());
+            GLOBAL.dealloc(block, odd);
+        }
+        sleep_ms(10);
+        n_rounds += 1;
+        assert!(n_rounds < 500, "{:?}", GLOBAL.stats());
+    }
 }
 
 fn flush_by_many_child() {

@@ -1,6 +1,7 @@
 //! Memory of the kernel's, past the allocator.
 
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::unix::page_bytes;
 
@@ -36,10 +37,10 @@ pub(crate) const MOVES_MAPPINGS: bool = true;
 /// `ptr` must come from one of the functions that map, with the length `old_len`.
 pub(crate) unsafe fn grow_in_place(ptr: *mut u8, old_len: usize, new_len: usize) -> bool {
     // SAFETY: the caller's. Without a flag the mapping stays where it is.
-    unsafe { remap(ptr, old_len, new_len, 0, ptr::null_mut()) }
+    unsafe { !remap(ptr, old_len, new_len, 0, ptr::null_mut()).is_null() }
 }
 
-/// The system call `mremap`, by its number: the `libc` crate does not have it for Android.
+/// The system call `mremap`, by its number: the `libc` crate does not have it for Android. Null when refused.
 ///
 /// # Safety
 /// Whoever uses the mapping, or the one at `to` with MREMAP_FIXED, may lose it.
@@ -49,9 +50,12 @@ unsafe fn remap(
     new_len: usize,
     flags: libc::c_long,
     to: *mut u8,
-) -> bool {
+) -> *mut u8 {
     // SAFETY: the caller's.
-    unsafe { libc::syscall(libc::SYS_mremap, ptr, old_len, new_len, flags, to) != -1 }
+    match unsafe { libc::syscall(libc::SYS_mremap, ptr, old_len, new_len, flags, to) } {
+        -1 => ptr::null_mut(),
+        place => ptr::with_exposed_provenance_mut(place as usize),
+    }
 }
 
 /// Moves a mapping, its pages and not what is in them, to where another one is, which goes, and makes it as long as that
@@ -68,21 +72,20 @@ pub(crate) unsafe fn move_mapping(
     new_len: usize,
 ) -> bool {
     // SAFETY: the caller's. What is replaced is the second mapping.
-    unsafe { remap(ptr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to) }
+    unsafe { !remap(ptr, old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED, to).is_null() }
 }
 
-/// Moves pages out of a mapping, which stays and is zero there, to where another mapping is, which goes. False when refused:
-/// then the pages are as they were, and whether the other mapping is still there nobody knows: it may not be touched any more.
+/// Moves pages out of a mapping, which stays and is zero there, to a new one: at `hint` where that is free. Null when refused:
+/// then the pages are as they were. That is so where they are of several mappings, which Linux from 6.17 on would move one
+/// by one if the place were fixed: it may be refused after the first.
 ///
 /// # Safety
-/// `[ptr, ptr + len)` must be whole pages of one private anonymous mapping; `to` must come from the functions that map,
-/// with that length, and nobody uses it.
-pub(crate) unsafe fn move_pages(ptr: *mut u8, len: usize, to: *mut u8) -> bool {
+/// `[ptr, ptr + len)` must be whole pages of private anonymous memory.
+pub(crate) unsafe fn move_pages(ptr: *mut u8, len: usize, hint: *mut u8) -> *mut u8 {
     // linux/mman.h; since Linux 5.7.
     const MREMAP_DONTUNMAP: libc::c_long = 4;
-    let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-    // SAFETY: the caller's. What is replaced is the second mapping.
-    unsafe { remap(ptr, len, len, flags, to) }
+    // SAFETY: the caller's. Nothing is replaced.
+    unsafe { remap(ptr, len, len, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, hint) }
 }
 
 /// Asks for huge pages behind a mapping.
@@ -123,8 +126,18 @@ pub(crate) unsafe fn is_resident(page: *mut u8) -> bool {
 /// # Safety
 /// `[ptr, ptr + len)` must be whole pages of a mapping of this module's, and nobody wants what is in them.
 pub(crate) unsafe fn make_zero(ptr: *mut u8, len: usize) -> bool {
-    // SAFETY: the caller's. Of a private anonymous mapping each page is zero when it is touched next.
-    unsafe { release(ptr, len) }
+    static IS_TRUE: AtomicBool = AtomicBool::new(false);
+    // SAFETY: the caller's. Of a private anonymous mapping each page is zero when it is touched next, but where an emulator
+    // does nothing and says that it has (QEMU's user mode before 7.1).
+    unsafe {
+        if IS_TRUE.load(Ordering::Relaxed) {
+            return release(ptr, len);
+        }
+        ptr.write_volatile(1);
+        let is_zero = release(ptr, len) && ptr.read_volatile() == 0;
+        IS_TRUE.store(is_zero, Ordering::Relaxed);
+        is_zero
+    }
 }
 
 /// Has the system take the memory of some pages back.

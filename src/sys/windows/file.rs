@@ -27,7 +27,13 @@ pub(crate) struct Errno(u32);
 
 impl Errno {
     fn last() -> Errno {
-        Errno(io::Error::last_os_error().raw_os_error().unwrap_or(0) as u32)
+        Errno::from(&io::Error::last_os_error())
+    }
+}
+
+impl From<&io::Error> for Errno {
+    fn from(error: &io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(0) as u32)
     }
 }
 

@@ -78,8 +78,8 @@ pub(crate) unsafe fn make_zero(_ptr: *mut u8, _len: usize) -> bool {
 
 /// # Safety
 /// See `sys`.
-pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _to: *mut u8) -> bool {
-    false
+pub(crate) unsafe fn move_pages(_ptr: *mut u8, _len: usize, _hint: *mut u8) -> *mut u8 {
+    ptr::null_mut()
 }
 
 fn memory_counters() -> Option<PROCESS_MEMORY_COUNTERS> {
