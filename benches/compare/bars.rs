@@ -62,8 +62,16 @@ pub(crate) fn rows(record: &Record) -> Vec<Bar> {
         ),
         elsewhere("drop of each shape, nothing deferred: 1.02x mimalloc's", "bursts -- free_path"),
         elsewhere("a command of 1 to 20 ms, start to end: 1.02x mimalloc's", "commands"),
-        here("drop of each shape, then rest: no slower than mimalloc", shapes("p50"), NOISE),
-        here("drop and next build of each shape: at most mimalloc's", shapes("wall"), NOISE),
+        here(
+            "drop of each shape, then rest: no slower than mimalloc, but for noise",
+            shapes("p50"),
+            NOISE,
+        ),
+        here(
+            "drop and next build of each shape: at most mimalloc's, but for noise",
+            shapes("wall"),
+            NOISE,
+        ),
         elsewhere(
             "drop, geometric mean: 4x under mimalloc, cold shapes; 2.2x, all",
             "bursts -- rest",
