@@ -37,5 +37,5 @@ fn main() {
     println!("and as many allocated and written in {:.1?}", start.elapsed());
     let stats = GLOBAL.stats();
     println!("{} of them had been used before", stats.reused.blocks);
-    assert!(!stats.drainer_running || stats.reused.blocks <= stats.handed_over.blocks);
+    assert!(!stats.drainer_running || stats.reused.blocks > 0, "{stats:?}");
 }

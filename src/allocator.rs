@@ -39,10 +39,11 @@ use crate::sys;
 ///
 /// A thread named `deferfree` starts when the large blocks allocated so far, those of at least
 /// [`Config::threshold_bytes`], come to 16 MiB, or with the first burst of small frees ([`Config::burst`]) of a thread
-/// that has used the allocator for 40 ms, or the first free in a [`DeferScope`](crate::DeferScope). Until then
+/// that has used the allocator for 40 ms, or the first free in a [`DeferScope`](crate::DeferScope), or where 64 MiB are
+/// resident and the program goes on allocating and freeing smaller blocks. Until then
 /// large blocks are freed at once: a short command that has a few of them is better off so. If the thread cannot be
 /// started, every block is freed at once, and one line on standard error says so. Where the system was short of memory
-/// or threads, it is tried again with a large allocation a second later, then two, up to a minute.
+/// or threads, it is tried again with a large allocation or a burst a second later, then two, up to a minute.
 ///
 /// # Exit
 ///
@@ -63,13 +64,14 @@ use crate::sys;
 ///
 /// # In a library that is loaded at run time
 ///
-/// Once the drainer is to be started the library stays in memory: `dlclose` leaves it where it is, and
-/// the next `dlopen` finds it as it was, with its drainer. Until then it can be unloaded.
+/// Once the drainer, or the thread of [`later`](crate::later), is to be started, the library stays in memory (on macOS and
+/// FreeBSD once it allocates): `dlclose` leaves it where it is, and the next `dlopen` finds it as it was, with its drainer.
+/// Until then it can be unloaded.
 ///
 /// # Without `static`
 ///
 /// The value may live anywhere and be moved. Dropping it has its drainer free what waits and end, and does not wait for that.
-/// Each value has queues and a drainer of its own.
+/// Each value has queues and a drainer of its own; of several only the one whose drainer started first defers small blocks.
 pub struct DeferFree<B: Backing = Mimalloc> {
     /// Smaller blocks go straight to the backing, but for bursts. 0 until the settings have been read, so that no other
     /// comparison has to be made for that; `usize::MAX` when switched off.

@@ -137,7 +137,8 @@ pub struct FreeLatency {
 /// `deferred` is the sum of `drained`, `paid_back` and `pending`, but for operations under way. The blocks
 /// freed inline come on top.
 ///
-/// One allocator of a process defers small blocks, the first one; all others show zeros.
+/// One allocator of a process at a time defers small blocks, the one whose drainer started first, until it is dropped; all
+/// others show zeros.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BurstStats {

@@ -126,9 +126,8 @@ fn become_realtime() -> bool {
     set
 }
 
-/// It shares its classes with threads that it preempts in the middle of a push or a pop. It may wait for
-/// such a thread, see `pending`, for as long as the kernel keeps all others from running: no longer than
-/// a second (`sched_rt_runtime_us`).
+/// It shares its classes with threads that it preempts in the middle of a push or a pop, and waits for none of them: each would
+/// cost it as long as the kernel keeps all others from running, up to a second (`sched_rt_runtime_us`).
 fn realtime_producer() {
     use_one_cpu();
     drop(touched(MIB));
