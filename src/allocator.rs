@@ -205,12 +205,13 @@ impl<B: Backing> DeferFree<B> {
     /// a thread is just taking back it frees itself.
     ///
     /// Takes some tens of milliseconds per GiB. Returns early when the process is exiting. Where no drainer runs, the calling
-    /// thread returns what is unused, unless another one is just forking.
+    /// thread returns what is unused, unless another one is just forking or the process exits.
     pub fn flush(&self) {
         match self.phase.get() {
             Phase::Running(runtime) => runtime.flush(),
             Phase::Off | Phase::Starting | Phase::Failed => {
-                // A child forked off in the midst of it would never purge.
+                // Which registers for fork: a child forked off in the midst of a purge would never purge.
+                self.read_settings();
                 if let Ok(_inside) = Inside::try_enter() {
                     self.backing.purge();
                 }

@@ -76,10 +76,10 @@ impl fmt::Display for StartError {
 }
 
 /// Whether no memory that is given back would make room for so many bytes, as where a program has read a length that it did
-/// not check: twice what there is.
+/// not check: sixteen times what there is, as there may be swap beside it.
 #[cold]
 fn is_out_of_question(bytes: usize) -> bool {
-    sys::memory_limit().is_some_and(|limit| bytes / 2 > limit)
+    sys::memory_limit().is_some_and(|limit| bytes / 16 > limit)
 }
 
 /// Blocks that one allocation pays back at most: some 30 us. Beyond that it is for the drainer.
@@ -429,10 +429,9 @@ impl<B: Backing> Runtime<B> {
             // SAFETY: blocks that threads gave up, taken out of the one log that they were in.
             BURSTS.take_back_all(|block| unsafe { self.backing.dealloc_any(block) });
         }
-        // A child forked off in the midst of it would never purge.
-        if let Ok(_inside) = Inside::try_enter() {
-            self.backing.purge();
-        }
+        // A child forked off in the midst of it would never purge. Where a fork is under way already, this comes first.
+        let _inside = Inside::try_enter();
+        self.backing.purge();
     }
 
     fn owns_bursts(&self) -> bool {
@@ -504,7 +503,7 @@ impl<B: Backing> Runtime<B> {
         }
     }
 
-    /// Frees what the calling thread has written down; how many blocks that was.
+    /// Frees what the calling thread has written down, as much as is said; how many blocks that was.
     pub(crate) fn take_back_small(&self, local: &Local, much: HowMuch) -> usize {
         // SAFETY: blocks that this thread gave up, taken out of the one log that they were in.
         let free = |block| unsafe { self.backing.dealloc_any(block) };

@@ -457,13 +457,12 @@ impl<B: Backing> DeferFree<B> {
     /// The thread wants the memory that waits in its log. In one piece that could take as long as the whole drop would have:
     /// each allocation frees a part, until nothing waits.
     fn take_back(&self, local: &Local) {
-        let was_judging = local.state() == State::Judging;
-        let much = if was_judging { HowMuch::All } else { HowMuch::Chunk };
-        let n_blocks = self.owner().map_or(0, |runtime| runtime.take_back_small(local, much));
-        if was_judging {
+        let n_blocks =
+            self.owner().map_or(0, |runtime| runtime.take_back_small(local, HowMuch::Chunk));
+        if n_blocks > 0 && local.waits() {
+            local.owe_the_rest();
+        } else if local.state() == State::Judging {
             local.plain();
-        } else if n_blocks > 0 && local.waits() {
-            local.owe();
         } else if n_blocks > 0 {
             BURSTS.note(Outcome::Wasted);
             local.record().note_wasted();

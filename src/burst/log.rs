@@ -37,7 +37,8 @@ use crate::stats::Tally;
 use crate::sync::IN_MODEL;
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-/// A thread that builds something allocates a hundred times as often between two looks of the drainer, a millisecond.
+/// A thread that builds something allocates a hundred times as often between two looks of the drainer, a millisecond, or takes
+/// back what it wrote.
 const QUIET_ALLOCS: u32 = 128;
 /// A page fault may take one of them, another program on the same CPU several.
 const QUIET_ROUNDS: u32 = 4;
@@ -73,8 +74,8 @@ pub(super) struct Log {
     in_hand: AtomicU64,
     /// Allocations of the thread while anything waits, for the drainer to see that it is at work.
     n_allocs: AtomicU32,
-    /// What had been written, and allocated, when the drainer looked last. The drainer's.
-    seen_written: AtomicU64,
+    /// What had been written and taken back, and allocated, when the drainer looked last. The drainer's.
+    seen_changes: AtomicU64,
     seen_allocs: AtomicU32,
     quiet_rounds: AtomicU32,
 }
@@ -143,7 +144,7 @@ impl Log {
             drained: AtomicU64::new(0),
             in_hand: AtomicU64::new(0),
             n_allocs: AtomicU32::new(0),
-            seen_written: AtomicU64::new(0),
+            seen_changes: AtomicU64::new(0),
             seen_allocs: AtomicU32::new(0),
             quiet_rounds: AtomicU32::new(0),
         }
@@ -355,13 +356,15 @@ impl Log {
         self.n_allocs.store(n, Ordering::Relaxed);
     }
 
-    /// For the drainer, once a round: whether the thread has written nothing in the last rounds, and allocated little.
+    /// For the drainer, once a round: whether the thread has written nothing in the last rounds, taken nothing back, and
+    /// allocated little.
     pub(super) fn is_quiet(&self, pool: &Pool) -> bool {
-        let (written, n_allocs) =
-            (self.written(pool).blocks, self.n_allocs.load(Ordering::Relaxed));
-        let before = self.seen_written.swap(written, Ordering::Relaxed);
+        // Both only grow.
+        let changes = self.written(pool).blocks.wrapping_add(self.taken_back().blocks);
+        let n_allocs = self.n_allocs.load(Ordering::Relaxed);
+        let before = self.seen_changes.swap(changes, Ordering::Relaxed);
         let n_since = n_allocs.wrapping_sub(self.seen_allocs.swap(n_allocs, Ordering::Relaxed));
-        let is_quiet = written == before && n_since < QUIET_ALLOCS;
+        let is_quiet = changes == before && n_since < QUIET_ALLOCS;
         let n_rounds = if is_quiet { self.quiet_rounds.load(Ordering::Relaxed) + 1 } else { 0 };
         self.quiet_rounds.store(n_rounds, Ordering::Relaxed);
         n_rounds >= QUIET_ROUNDS

@@ -135,7 +135,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HowMuch {
     All,
-    /// What is in one chunk: some ten microseconds.
+    /// What is in one chunk: some ten microseconds, some hundred where nothing of it is in the cache.
     Chunk,
 }
 
@@ -544,7 +544,7 @@ pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
     if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
         let n_blocks = BURSTS.take_back(local, HowMuch::All, free);
         if local.record().end() && local.has_built() {
-            BURSTS.note_end(n_blocks > 0);
+            BURSTS.note_end(n_blocks > 0 || local.takes_back());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::local::Local;
 use super::log::Log;
 use super::pool::{Cursor, Pool};
-use super::{BURSTS, SLAB_BYTES, Written};
+use super::{BURSTS, HowMuch, SLAB_BYTES, Written};
 use crate::lifecycle::models::as_forked_child;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Plain, check, thread};
@@ -220,7 +220,7 @@ fn all_is_accounted_for() {
             blocks.touch(block(i));
             assert_ne!(write(&local, i), Written::No);
             if i == 2 {
-                BURSTS.take_back(&local, |block| {
+                BURSTS.take_back(&local, HowMuch::Chunk, |block| {
                     blocks.touch(block);
                     own.push(number(block));
                 });
@@ -298,7 +298,7 @@ fn sleep_while(n_before: usize, write_on: fn(&Local) -> bool) {
         let local = local();
         // It has a log, with nothing in it.
         (0..n_before).for_each(|i| _ = write(&local, i));
-        assert_eq!(BURSTS.take_back(&local, |_| ()), n_before);
+        assert_eq!(BURSTS.take_back(&local, HowMuch::All, |_| ()), n_before);
         let drainer = thread::spawn(|| {
             if BURSTS.close() {
                 IS_ASLEEP.store(true, Ordering::Relaxed);
@@ -312,11 +312,11 @@ fn sleep_while(n_before: usize, write_on: fn(&Local) -> bool) {
         if IS_ASLEEP.load(Ordering::Relaxed) {
             assert!(!opened, "a wake-up was lost");
             // One that was just under way has been missed.
-            BURSTS.take_back(&local, |_| ());
+            BURSTS.take_back(&local, HowMuch::All, |_| ());
             assert!(BURSTS.logs.iter().all(|log| log.is_closed(&BURSTS.pool)));
             assert!(write_and_wake(&local, 4) && !IS_ASLEEP.load(Ordering::Relaxed));
         } else {
-            BURSTS.take_back(&local, |_| ());
+            BURSTS.take_back(&local, HowMuch::All, |_| ());
             assert!(
                 BURSTS.close() && BURSTS.is_closed(),
                 "nothing is to keep it from sleeping now"
@@ -380,7 +380,7 @@ fn a_write_that_opens_a_log_ends_the_sleep() {
 fn so_it_does_if_it_is_taken_back() {
     sleep_while(2, |local| {
         write_and_wake(local, 3);
-        BURSTS.take_back(local, |_| ());
+        BURSTS.take_back(local, HowMuch::All, |_| ());
         // The drainer may have closed the log only after that.
         false
     });

@@ -53,11 +53,10 @@ const MAX_BLOCKS: usize = 4096;
 static TABLE: Table = Table::new();
 static N_BLOCKS: AtomicUsize = AtomicUsize::new(0);
 
-/// In a forked child: so many blocks were waiting, and nobody is going to touch them.
+/// In a forked child: so many blocks were waiting, and nobody is going to touch them. Each has been counted: one that was under
+/// way in the fork is not among them, and stays counted.
 pub(crate) fn forget(n_blocks: usize) {
-    // What was under way in the fork may be counted on one side only.
-    let less = |n: usize| Some(n.saturating_sub(n_blocks));
-    let _ = N_BLOCKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    N_BLOCKS.fetch_sub(n_blocks, Ordering::Relaxed);
 }
 
 /// Why a block is asked for.
@@ -257,6 +256,7 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
         unsafe { sys::unmap(place, len) };
         return ptr::null_mut();
     }
+    let is_telling = TABLE.is_telling(block);
     // As in `unmap`: either place may be another thread's before `move_mapping` returns.
     TABLE.set(block, 0);
     TABLE.set(place, 0);
@@ -267,6 +267,9 @@ pub(crate) unsafe fn grow(block: *mut u8, len: usize, align: usize) -> *mut u8 {
     }
     MOVE_REFUSED.store(true, Ordering::Relaxed);
     TABLE.set(block, old_len);
+    if is_telling {
+        TABLE.set_telling(block);
+    }
     ptr::null_mut()
 }
 
@@ -290,10 +293,7 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
     let (len, to_len) = (len / page * page, TABLE.len(to));
     // SAFETY: the first page of the caller's block.
     let is_there = || unsafe { sys::is_resident(to) };
-    // Linux before 5.7 moves mappings alone.
-    static PAGES_REFUSED: AtomicBool = AtomicBool::new(false);
-    let may_move = may_move() && !PAGES_REFUSED.load(Ordering::Relaxed);
-    if !may_move || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
+    if !may_move() || from.addr() % page != 0 || len == 0 || to_len == 0 || is_there() {
         return Some(0);
     }
     // By a mapping of their own, so that the block is one mapping in the end, which can grow.
@@ -305,8 +305,8 @@ pub(crate) unsafe fn move_pages(from: *mut u8, len: usize, to: *mut u8) -> Optio
     unsafe {
         sys::unmap(hint, len);
         let between = sys::move_pages(from, len, hint);
+        // Linux before 5.7 moves mappings alone, and none moves pages of several.
         if between.is_null() {
-            PAGES_REFUSED.store(true, Ordering::Relaxed);
             return Some(0);
         }
         let is_telling = !HUGE_PAGES && TABLE.is_telling(to);

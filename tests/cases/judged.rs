@@ -38,6 +38,7 @@ pub(crate) fn main() -> ExitCode {
                 ("at_work_now_and_then", || run("at_work_now_and_then", "128")),
                 ("taken_back", || run("taken_back", "128")),
                 ("taken_back_in_parts", || run("taken_back_in_parts", "128")),
+                ("wanted_in_part", || run("wanted_in_part", "128")),
                 ("wanted_while_drained", || run("wanted_while_drained", "128")),
                 ("skipped", || run("skipped", "128")),
                 ("forgiven", || run("forgiven", "128")),
@@ -62,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Some("at_work_now_and_then") => at_work_now_and_then(),
         Some("taken_back") => taken_back(),
         Some("taken_back_in_parts") => taken_back_in_parts(),
+        Some("wanted_in_part") => wanted_in_part(),
         Some("wanted_while_drained") => wanted_while_drained(),
         Some("skipped") => skipped(),
         Some("forgiven") => forgiven(),
@@ -367,6 +369,24 @@ fn taken_back_in_parts() {
     assert_eq!(bursts(heap).wasted_bursts, 1);
     frees(heap, kept);
     book.let_go();
+    nothing_is_left(heap, book);
+}
+
+/// A part was taken back, and the drainer has freed the rest: wasted all the same.
+fn wanted_in_part() {
+    let (heap, book) = heap(true);
+    let n_waiting = wait_in_a_burst(heap, book, allocs(heap, MANY));
+    let mut kept = Vec::new();
+    while bursts(heap).paid_back.blocks == 0 {
+        kept.push(alloc(heap));
+    }
+    book.let_go();
+    wait_until("the rest is freed", || bursts(heap).pending.blocks == 0);
+    kept.push(alloc(heap));
+    let bursts = bursts(heap);
+    assert!(bursts.paid_back.blocks < n_waiting, "{bursts:?}");
+    assert_eq!(bursts.wasted_bursts, 1, "{bursts:?}");
+    frees(heap, kept);
     nothing_is_left(heap, book);
 }
 

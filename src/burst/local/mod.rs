@@ -175,6 +175,8 @@ pub(crate) struct Local {
     n_allocs: Cell<u32>,
     /// BURST: chunks begun since the thread allocated last.
     n_chunks: Cell<u32>,
+    /// BURST and OWING: a part of what was written down has been taken back.
+    takes_back: Cell<bool>,
     /// BURST: blocks that waited at the last allocation. OWING: allocations at the last look.
     before: Cell<u64>,
     record: Record,
@@ -227,7 +229,7 @@ pub(crate) enum OnAlloc {
     Nothing,
     /// The settings are to be looked at.
     Unknown,
-    /// Free all that waits in the log.
+    /// Free what waits in the log, or a part of it.
     TakeBack,
     /// The burst is over and was worth it, or not.
     Over {
@@ -365,6 +367,7 @@ impl Local {
     /// => BURST.
     pub(crate) fn burst(&self) {
         self.go(State::Burst, NONE);
+        self.takes_back.set(false);
         self.n_allocs.set(0);
         self.n_chunks.set(0);
         self.before.set(0);
@@ -413,10 +416,21 @@ impl Local {
         self.log.get().is_some_and(|log| log.n_waiting(self.cursor.get()) > 0)
     }
 
-    /// => OWING, from BURST.
-    pub(crate) fn owe(&self) {
+    /// BURST => OWING.
+    fn owe(&self) {
         self.go(State::Owing, self.all_but_looks());
         self.before.set(0);
+    }
+
+    /// => OWING: what waits is taken back, and this was a part of it.
+    pub(crate) fn owe_the_rest(&self) {
+        self.owe();
+        self.takes_back.set(true);
+    }
+
+    /// Whether a part of what it wrote down in its last burst has been taken back.
+    pub(super) fn takes_back(&self) -> bool {
+        self.takes_back.get()
     }
 
     /// BURST: a chunk is begun. True once, when it has become clear that the burst is a long one, of a thread that is
@@ -634,7 +648,8 @@ impl Local {
             let (drained, in_hand) = log.in_hand();
             if in_hand == 0 || in_earnest(drained) {
                 // A drainer that is mostly done is hardly in the way any more.
-                return OnAlloc::Over { worth_it: in_hand <= drained / 2 };
+                let worth_it = !self.takes_back.get() && in_hand <= drained / 2;
+                return OnAlloc::Over { worth_it };
             }
         }
         if self.state.get() == State::Burst {
