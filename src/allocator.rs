@@ -453,6 +453,7 @@ impl<B: Backing> DeferFree<B> {
     /// Starts the drainer. Allocations in here go straight to the backing: the phase is STARTING.
     #[cold]
     fn start(&self) {
+        let _errno = sys::KeepsErrno::new();
         // Before STARTING, see `PhaseCell::start`.
         let registered = lifecycle::stay();
         // Not inside: the first time it takes locks. The rest of the configuration, which asks the system, waits until it is needed.

@@ -444,6 +444,7 @@ impl<B: Backing> Runtime<B> {
 
     /// Frees on the calling thread a block that has left `pending`, or never got in.
     fn free_now(&self, class: Class, block: Block) {
+        let _errno = sys::KeepsErrno::new();
         // SAFETY: the block belongs to `class` and is ours.
         unsafe { free_for_good(self.backing, &self.pending, class, block) };
         self.control.note_given_back(&self.pending);

@@ -138,6 +138,7 @@ impl<B: Backing> DeferFree<B> {
     #[cold]
     #[inline(never)]
     fn hear_of_work(&self) {
+        let _errno = sys::KeepsErrno::new();
         match self.phase.get() {
             Phase::Running(runtime) => runtime.note_work(),
             Phase::Off => self.start_if_resident(),
@@ -177,9 +178,15 @@ impl<B: Backing> DeferFree<B> {
                 return false;
             }
         } else {
+            let was_known = self.burst.load(Ordering::Relaxed) != BY_CPUS;
             let mode = self.mode_by_cpus();
             if matches!(mode, Mode::Disabled | Mode::Scopes) {
-                local.set_up(mode, self.backing.own_pages());
+                if was_known {
+                    // The thread's bursts may be another allocator's.
+                    local.blind();
+                } else {
+                    local.set_up(mode, self.backing.own_pages());
+                }
                 return false;
             }
             if record.begin() && local.has_built() && BURSTS.skips_first() {
@@ -274,6 +281,7 @@ impl<B: Backing> DeferFree<B> {
 
     #[cold]
     fn give_up_pages(&self, local: &Local) {
+        let _errno = sys::KeepsErrno::new();
         // The backing takes locks that a forked child must not inherit.
         if let Ok(inside) = Inside::try_enter() {
             local.without_settling(|| self.backing.before_drain());
@@ -490,6 +498,7 @@ impl<B: Backing> DeferFree<B> {
     /// As `mode`, where a burst begins: no thread has to find out the number of CPUs before.
     fn mode_by_cpus(&self) -> Mode {
         if self.burst.load(Ordering::Relaxed) == BY_CPUS {
+            let _errno = sys::KeepsErrno::new();
             let burst = if sys::has_one_cpu() { NEVER } else { DEFAULT_BURST };
             self.burst.store(burst, Ordering::Relaxed);
         }

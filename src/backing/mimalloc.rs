@@ -163,6 +163,10 @@ unsafe impl Backing for Mimalloc {
             }
         } else if N_AWAKE.fetch_sub(1, Ordering::Relaxed) == 1 {
             restore_purge();
+            // Another drainer may have woken meanwhile, and found it put off still.
+            if N_AWAKE.load(Ordering::Relaxed) > 0 {
+                put_purge_off();
+            }
         }
     }
 

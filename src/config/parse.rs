@@ -88,8 +88,11 @@ fn after_latency(value: &[u8]) -> Option<&[u8]> {
     if value.trim_ascii().eq_ignore_ascii_case(LATENCY) {
         return Some(b"");
     }
-    let (first, rest) = value.split_at_checked(LATENCY.len())?;
-    first.eq_ignore_ascii_case(LATENCY).then(|| rest.strip_prefix(b",")).flatten()
+    let (first, rest) = value.trim_ascii_start().split_at_checked(LATENCY.len())?;
+    first
+        .eq_ignore_ascii_case(LATENCY)
+        .then(|| rest.trim_ascii_start().strip_prefix(b","))
+        .flatten()
 }
 
 /// The path in such a value. It has a slash in it or ends in `.json`, so that a slip of the pen does not

@@ -52,7 +52,7 @@
 //!
 //! # Exit
 //!
-//! From the first exit handler on nothing more is dropped. A value that is being dropped at that time
+//! From this crate's exit handler on, which runs after those that were registered after it, nothing more is dropped. A value that is being dropped at that time
 //! goes on as any other thread does.
 
 use std::alloc::{Layout, alloc, dealloc};

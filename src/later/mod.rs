@@ -59,7 +59,9 @@ use self::value::Value;
 /// - while another thread is just starting that thread, and while it cannot be started, which one line on standard
 ///   error says; it is tried again as long as the system is but short of memory or threads;
 /// - on systems with `fork` other than Linux, Android, macOS and FreeBSD, always;
-/// - in an exit handler, where that thread has not been started before.
+/// - from this crate's exit handler on, where that thread has not been started before. The handler of a program that has
+///   [`DeferFree`](crate::DeferFree) for its global allocator runs after those of the program: what is handed over in those may
+///   go with the process, so flush there, or drop it.
 ///
 /// A value without anything to drop is not handed over.
 ///
@@ -159,7 +161,8 @@ pub fn flush_values() -> bool {
 }
 
 /// As [`flush_values`], but gives up after `timeout`: returns `false` if values were still waiting,
-/// or being dropped, at that time. They go on to be dropped.
+/// or being dropped, at that time. They go on to be dropped. With a `timeout` of zero it does not wait for that thread to say
+/// so: false once that has been started.
 pub fn flush_values_timeout(timeout: Duration) -> bool {
     flush(Some(timeout))
 }

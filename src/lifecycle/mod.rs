@@ -28,7 +28,8 @@
 //! # Exit
 //!
 //! Nothing is drained and nobody is joined or waited for: the memory goes with the process. From the
-//! first exit handler on the drainers no longer enter the backing.
+//! moment on at which this crate's exit handler runs, after those that were registered after it, the drainers no longer
+//! enter the backing.
 //!
 //! # Unloading
 //!

@@ -48,7 +48,7 @@ impl Advice<'_> {
             Finding::SwitchedOff
         } else if self.stats.start_failed {
             Finding::StartFailed
-        } else if freed + in_bursts == 0 {
+        } else if freed + in_bursts + bursts.skipped_bursts == 0 {
             match (self.stats.not_running.blocks, bursts.hot_bursts) {
                 (_, bursts @ 1..) => Finding::HotBursts { bursts },
                 (1.., 0) => Finding::FirstOnes,
@@ -94,10 +94,14 @@ fn percent(part: u64, of: u64) -> u64 {
 /// What bursts may be told to wait with where nothing may so far: their blocks that were refused are counted, not their bytes.
 const BURSTS_BYTES: u64 = 64 << 20;
 
-/// The bound doubled, or as much as was refused where that is none.
+/// The bound doubled, or as much as was refused where that is none, but for what was refused over and over.
 fn higher_bound(config: &Config, refused_bytes: u64) -> u64 {
+    const FIRST_BYTES: u64 = 1 << 30;
     let bound = config.max_pending_bytes as u64;
-    if bound > 0 { bound.saturating_mul(2) } else { refused_bytes.next_power_of_two() }
+    match bound {
+        0 => refused_bytes.next_power_of_two().min(FIRST_BYTES),
+        _ => bound.saturating_mul(2),
+    }
 }
 
 impl fmt::Display for Advice<'_> {

@@ -60,6 +60,7 @@
 //!
 //! - `at_fork(prepare, parent, child)`: run around every fork; true where there are none.
 //! - `at_exit(handler)`: run when the process exits, but not when it is killed; the last one registered runs first.
+//! - `KeepsErrno`: the system's last error of the calling thread, which a free must not change (POSIX.1-2024), put back on drop.
 //! - `stay_loaded()`: keeps this code in memory until the process ends, also where it is part of a library that is
 //!   unloaded. False when the system refuses.
 //! - `for_each_variable(f)`: name and value of each environment variable, without a copy that has to be freed.
@@ -90,8 +91,8 @@ mod unix;
     reason = "the whole contract, whether a target makes use of it all or not"
 )]
 pub(crate) use system::{
-    CAN_DEFER, Errno, KNOWS_RESIDENT, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked, at_exit,
-    at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
+    CAN_DEFER, Errno, KNOWS_RESIDENT, KeepsErrno, MOVES_MAPPINGS, SPLITS_MAPPINGS, SignalsBlocked,
+    at_exit, at_fork, at_thread_exit, be_ordinary, for_each_variable, futex_wait, futex_wake_one,
     grow_in_place, has_one_cpu, is_privileged, is_resident, make_ready, make_zero, map_aligned,
     map_zeroed, memory_in_use, memory_limit, monotonic_ns, move_mapping, move_pages, name_thread,
     page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns, release_in_pieces,

@@ -29,6 +29,15 @@ impl fmt::Display for Errno {
 pub(crate) const CAN_DEFER: bool = false;
 
 #[derive(Debug)]
+pub(crate) struct KeepsErrno(());
+
+impl KeepsErrno {
+    pub(crate) fn new() -> Self {
+        KeepsErrno(())
+    }
+}
+
+#[derive(Debug)]
 pub(crate) struct SignalsBlocked(());
 
 impl SignalsBlocked {

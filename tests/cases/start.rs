@@ -36,6 +36,7 @@ const TESTS: &[(&str, fn())] = &[
     ("two_allocators", || run_child("two_allocators", &[], 30).expect_clean()),
     ("moved", || run_child("moved", &[], 20).expect_clean()),
     ("dropped", || run_child("dropped", &[], 30).expect_clean()),
+    ("errno_is_kept", || run_child("errno_is_kept", &[], 30).expect_clean()),
 ];
 
 pub(crate) fn main() -> ExitCode {
@@ -51,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         "two_allocators" => two_allocators_child(),
         "moved" => moved_child(),
         "dropped" => dropped_child(),
+        "errno_is_kept" => errno_is_kept_child(),
         first => first_operation_child(first),
     }
     ExitCode::SUCCESS
@@ -390,4 +392,34 @@ fn dropped_child() {
     wait_until("all but the global one have ended", || drainers().len() == 1);
     // What a drainer lived in goes with it. Stacks are kept for reuse by the C library.
     assert!(maps() < n_maps + 40, "{} mappings, {n_maps} before", maps());
+}
+
+/// Whatever a free has to do beside: here it begins bursts and starts the drainer.
+fn errno_is_kept_child() {
+    const MARK: libc::c_int = 4711;
+    // SAFETY: the calling thread's own.
+    let errno = unsafe { libc::__errno_location() };
+    let mut boxes: Vec<_> = (0..400_000u64).map(|n| Box::new([n; 8])).collect();
+    common::shuffle(&mut boxes);
+    // A younger thread starts no drainer for a burst.
+    sleep_ms(50);
+    assert_eq!(drainers().len(), 0);
+    let mut large: Vec<_> = (0..4).map(|_| touched(MIB)).collect();
+    for freed in boxes {
+        // SAFETY: as above.
+        unsafe {
+            errno.write_volatile(MARK);
+            drop(freed);
+            assert_eq!(errno.read_volatile(), MARK);
+        }
+    }
+    assert_eq!(drainers().len(), 1);
+    while let Some(freed) = large.pop() {
+        // SAFETY: as above.
+        unsafe {
+            errno.write_volatile(MARK);
+            drop(freed);
+            assert_eq!(errno.read_volatile(), MARK);
+        }
+    }
 }

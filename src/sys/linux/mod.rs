@@ -14,9 +14,10 @@ use super::MemoryInUse;
 use super::unix::{clock_ns, machine_bytes};
 
 pub(crate) use super::unix::{
-    Errno, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork, at_thread_exit, for_each_variable,
-    map_aligned, monotonic_ns, page_bytes, page_faults, prepare_to_start_threads, process_cpu_ns,
-    release_in_pieces, replace_file, start_thread, stay_loaded, thread_word, unmap, write_stderr,
+    Errno, KeepsErrno, SPLITS_MAPPINGS, SignalsBlocked, at_exit, at_fork, at_thread_exit,
+    for_each_variable, map_aligned, monotonic_ns, page_bytes, page_faults,
+    prepare_to_start_threads, process_cpu_ns, release_in_pieces, replace_file, start_thread,
+    stay_loaded, thread_word, unmap, write_stderr,
 };
 pub(crate) use futex::{futex_wait, futex_wake_one};
 pub(crate) use memory::*;

@@ -57,6 +57,36 @@ impl Drop for SignalsBlocked {
     }
 }
 
+/// The calling thread's `errno`, put back on drop.
+#[derive(Debug)]
+pub(crate) struct KeepsErrno(libc::c_int);
+
+impl KeepsErrno {
+    pub(crate) fn new() -> Self {
+        // SAFETY: the calling thread's own.
+        KeepsErrno(unsafe { *errno() })
+    }
+}
+
+impl Drop for KeepsErrno {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { *errno() = self.0 };
+    }
+}
+
+fn errno() -> *mut libc::c_int {
+    // SAFETY: callable at any time.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        return libc::__errno_location();
+        #[cfg(target_os = "android")]
+        return libc::__errno();
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        return libc::__error();
+    }
+}
+
 /// Calls `f` with name and value of each environment variable, without copying or locking.
 ///
 /// The same caveat holds as for `getenv`: another thread that changes the environment meanwhile

@@ -38,8 +38,8 @@ pub(crate) use callbacks::{at_exit, at_thread_exit, thread_word};
 pub(crate) use file::{Errno, replace_file, write_stderr};
 pub(crate) use memory::*;
 pub(crate) use thread::{
-    SignalsBlocked, be_ordinary, futex_wait, futex_wake_one, name_thread, prepare_to_start_threads,
-    start_thread, thread_cpu_clock, thread_cpu_ns,
+    KeepsErrno, SignalsBlocked, be_ordinary, futex_wait, futex_wake_one, name_thread,
+    prepare_to_start_threads, start_thread, thread_cpu_clock, thread_cpu_ns,
 };
 
 pub(crate) const CAN_DEFER: bool = true;

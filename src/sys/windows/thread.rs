@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use windows_sys::Win32::Foundation::{CloseHandle, FILETIME, HANDLE};
+use windows_sys::Win32::Foundation::{CloseHandle, FILETIME, GetLastError, HANDLE, SetLastError};
 use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
 use windows_sys::Win32::System::Threading::{
     CreateThread, GetCurrentThread, GetCurrentThreadId, GetThreadTimes, INFINITE,
@@ -27,6 +27,24 @@ impl SignalsBlocked {
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {}
+}
+
+/// The calling thread's last error, put back on drop.
+#[derive(Debug)]
+pub(crate) struct KeepsErrno(u32);
+
+impl KeepsErrno {
+    pub(crate) fn new() -> Self {
+        // SAFETY: callable at any time.
+        KeepsErrno(unsafe { GetLastError() })
+    }
+}
+
+impl Drop for KeepsErrno {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { SetLastError(self.0) };
+    }
 }
 
 /// # Safety
