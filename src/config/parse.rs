@@ -263,6 +263,7 @@ mod tests {
             (b"./a", Some((File, false))),
             (b"/a b/\xff", Some((File, false))),
             (b"latency,/a", Some((File, true))),
+            (b" latency ,/a", Some((File, true))),
             (b"latency/a", Some((File, false))),
             (&long[..1000], Some((File, false))),
             (&long, None),
@@ -279,6 +280,7 @@ mod tests {
             assert_eq!(reporting(text), expected, "{}", text.escape_ascii());
         }
         assert_eq!(report_path(b"latency,./a"), Some(&b"./a"[..]));
+        assert_eq!(report_path(b" latency ,/a"), Some(&b"/a"[..]));
         assert_eq!(report_path(b"latency"), None);
     }
 }
