@@ -302,14 +302,14 @@ pub(crate) fn run<B: Backing>(
         }
         // In steps, each of which is purged: what is freed is not going to be wanted soon.
         drainer.purges = everything || purges.is_near(now);
-        let inside = if everything {
-            drainer.drain_all(inside)
+        // Huge ones beside the rest, which would not come to its turn where a thread asks for them all the time.
+        let inside = if hurry_huge && !everything {
+            drainer.drain(inside, pending.known_huge_classes(), |class| pending.len(class))
         } else {
-            // Beside the rest, which would not come to its turn where a thread asks for this all the time.
-            let n_huge = |class| if hurry_huge { pending.len(class) } else { 0 };
-            drainer.drain(inside, pending.known_huge_classes(), n_huge)
+            Some(inside)
         };
         let inside = match inside {
+            Some(inside) if everything => drainer.drain_all(inside),
             Some(inside) if make_room => {
                 drainer.drain(inside, pending.known_classes(), |class| pending.left_behind(class))
             }
