@@ -413,7 +413,7 @@ fn errno_is_kept_child() {
             assert_eq!(errno.read_volatile(), MARK);
         }
     }
-    assert_eq!(drainers().len(), 1);
+    wait_until("the drainer runs", || drainers().len() == 1);
     while let Some(freed) = large.pop() {
         // SAFETY: as above.
         unsafe {
