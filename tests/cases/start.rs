@@ -404,22 +404,22 @@ fn errno_is_kept_child() {
     // A younger thread starts no drainer for a burst.
     sleep_ms(50);
     assert_eq!(drainers().len(), 0);
-    let mut large: Vec<_> = (0..4).map(|_| touched(MIB)).collect();
-    for freed in boxes {
+    let large: Vec<_> = (0..4).map(|_| touched(MIB)).collect();
+    let is_kept = |free: &mut dyn FnMut()| {
         // SAFETY: as above.
         unsafe {
             errno.write_volatile(MARK);
-            drop(freed);
+            free();
             assert_eq!(errno.read_volatile(), MARK);
         }
+    };
+    let mut boxes = boxes.into_iter();
+    while boxes.len() > 0 {
+        is_kept(&mut || drop(boxes.next()));
     }
     wait_until("the drainer runs", || drainers().len() == 1);
-    while let Some(freed) = large.pop() {
-        // SAFETY: as above.
-        unsafe {
-            errno.write_volatile(MARK);
-            drop(freed);
-            assert_eq!(errno.read_volatile(), MARK);
-        }
+    let mut large = large.into_iter();
+    while large.len() > 0 {
+        is_kept(&mut || drop(large.next()));
     }
 }
