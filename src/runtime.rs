@@ -9,15 +9,13 @@ use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::DerefMut;
 use std::ptr::{self, NonNull};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use self::shortage::Giver;
 use crate::backing::Backing;
 use crate::burst::local::{self, Local};
-use crate::burst::{BURSTS, HowMuch, Written};
+use crate::burst::{BURSTS, HowMuch, Settler, Written};
 use crate::config::Config;
 use crate::drainer::{self, Control, free_for_good, work};
 use crate::huge::{self, Coverage, Use};
@@ -25,7 +23,6 @@ use crate::lifecycle::{self, Failure, Inside, OfGeneration};
 use crate::pending::{Block, Class, Kept, Pending, Refused, Taken};
 use crate::report;
 use crate::stats::{SizeStats, Stats};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use crate::sys;
 
@@ -38,9 +35,8 @@ pub(crate) struct Runtime<B> {
     control: Control,
     /// The clock of the drainer's CPU time; 0 as long as that is not known.
     cpu_clock: AtomicI32,
-    /// What the drainer begins its life with; nobody else touches it from there on.
-    at_birth: Mutex<Option<Inside>>,
     giver: Giver,
+    settler: Settler,
 }
 
 /// Why there is no drainer.
@@ -86,7 +82,7 @@ fn is_out_of_question(bytes: usize) -> bool {
 const PAY_BACK_BLOCKS: usize = 64;
 
 impl<B: Backing> Runtime<B> {
-    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate. `inherited` is what the allocator
+    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate, with the caller's signals blocked. `inherited` is what the allocator
     /// had in the process that this one was forked off from.
     pub(crate) fn start(
         backing: B,
@@ -108,25 +104,23 @@ impl<B: Backing> Runtime<B> {
         let runtime = Self::build(backing, config, lost_in_fork_bytes).ok_or(StartError::Memory)?;
         // SAFETY: nobody else knows of it.
         let this = unsafe { runtime.as_ref() };
-        *this.at_birth() = Some(inside);
         backing.drainer_awake(true);
         let is_owner = BURSTS.claim(runtime.addr().get(), inherited);
 
-        let signals = sys::SignalsBlocked::new();
         // SAFETY: the new thread may use the runtime: all that two threads do with it goes through atomics and
         // locks.
         let started = unsafe {
             sys::start_thread(drainer::STACK_BYTES, Self::drainer_main, runtime.as_ptr().cast())
         };
-        drop(signals);
         match started {
             Ok(()) => {
+                inside.hand_over();
                 BURSTS.note_started(runtime.addr().get());
                 huge::forget(huge_before);
                 if backing.at_thread_end(shortage::settle) {
                     this.giver.come(giver_before);
                     if is_owner {
-                        BURSTS.allow_settling();
+                        BURSTS.allow_settling(&this.settler);
                     }
                 }
                 Ok(runtime)
@@ -147,11 +141,16 @@ impl<B: Backing> Runtime<B> {
         let runtime = unsafe { NonNull::new_unchecked(runtime.cast::<Self>()) };
         // SAFETY: the mapping stays until this thread unmaps it, below.
         let this = unsafe { runtime.as_ref() };
+        if let Some(local) = local::here() {
+            // For as long as it lives: what it purges is no shortage.
+            local.rest();
+        }
+        let inside = Inside::taken_over();
         sys::be_ordinary();
         sys::name_thread(drainer::THREAD_NAME);
         this.cpu_clock.store(sys::thread_cpu_clock().unwrap_or(0), Ordering::Relaxed);
         this.backing.drainer_init();
-        drop(this.at_birth().take());
+        drop(inside);
         let delay = Duration::from_millis(this.config.delay_ms);
         let owner = runtime.addr().get();
         drainer::run(this.backing, &this.pending, &this.control, delay, owner);
@@ -178,8 +177,8 @@ impl<B: Backing> Runtime<B> {
             (&raw mut (*this).config).write(config);
             (&raw mut (*this).lost_in_fork_bytes).write(lost_in_fork_bytes);
             (&raw mut (*this).control).write(Control::default());
-            (&raw mut (*this).at_birth).write(Mutex::default());
             (&raw mut (*this).giver).write(Giver::new(this));
+            (&raw mut (*this).settler).write(Settler::new(this.cast(), Self::free_small));
             (*this).pending.set_up(config.max_pending_bytes, lifecycle::generation());
         }
         Some(runtime)
@@ -192,13 +191,17 @@ impl<B: Backing> Runtime<B> {
         unsafe {
             runtime.as_ref().pending.destroy();
             ptr::drop_in_place(&raw mut (*runtime.as_ptr()).control);
-            ptr::drop_in_place(&raw mut (*runtime.as_ptr()).at_birth);
             sys::unmap(runtime.as_ptr().cast(), size_of::<Self>());
         }
     }
 
-    fn at_birth(&self) -> impl DerefMut<Target = Option<Inside>> + '_ {
-        self.at_birth.lock().unwrap_or_else(PoisonError::into_inner)
+    /// See [`Settler`].
+    ///
+    /// # Safety
+    /// A runtime of this type that stays meanwhile, and a block of its backing's that nobody uses.
+    unsafe fn free_small(runtime: *const c_void, block: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { (*runtime.cast::<Self>()).backing.dealloc_any(block) };
     }
 
     /// Has the drainer free everything and end; the runtime is gone some time after.
@@ -260,10 +263,6 @@ impl<B: Backing> Runtime<B> {
             let expects_written = self.pending.expects_written(class);
             if let Some(block) = self.take_and_clear(class, layout, expects_written) {
                 return block.as_ptr();
-            }
-            // What waits is not zero. The system makes it so, for others, while the caller uses what is.
-            if self.pending.len(class) > 0 {
-                self.control.hurry_huge(&self.pending);
             }
             if expects_written {
                 for_use = Use::ZeroedAndWritten;
@@ -399,8 +398,10 @@ impl<B: Backing> Runtime<B> {
         }
         if wanted.is_huge() {
             // A mapping of its own cannot use what the others leave, and to unmap its like takes longer than a thread
-            // may be made to wait.
-            self.control.hurry_huge(&self.pending);
+            // may be made to wait. Where what waits of its class is not zero, the system makes it so meanwhile.
+            if self.pending.known_huge_classes().any(|class| self.pending.len(class) > 0) {
+                self.control.hurry_huge(&self.pending);
+            }
             return;
         }
         let mut owed = wanted.bytes().saturating_mul(misses.saturating_mul(2) as usize);

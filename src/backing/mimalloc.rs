@@ -199,7 +199,7 @@ unsafe impl Backing for Mimalloc {
     }
 
     /// See `deferred_free`.
-    fn at_thread_end(&self, settle: Settle) -> bool {
+    fn at_thread_end(&self, settle: fn()) -> bool {
         // Release pairs with the Acquire there.
         SETTLE.store(settle as *mut (), Ordering::Release);
         register_deferred_free();
@@ -220,7 +220,7 @@ unsafe impl Backing for Mimalloc {
     }
 
     /// See `deferred_free`.
-    fn on_allocations(&self, note: Note) {
+    fn on_allocations(&self, note: fn()) {
         NOTE.store(note as *mut (), Ordering::Release);
         register_deferred_free();
     }
@@ -342,9 +342,6 @@ mod theap {
     }
 }
 
-type Settle = fn(&mut dyn FnMut(*mut u8));
-type Note = fn();
-
 /// What `deferred_free` calls; null until they are known.
 static SETTLE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 static NOTE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
@@ -357,20 +354,15 @@ unsafe extern "C" fn deferred_free(force: bool, _: c_ulonglong, _: *mut c_void) 
     if function.is_null() {
         return;
     }
-    // SAFETY: stored as what it is here taken for. What `settle` gives is a block of this allocator.
-    unsafe {
-        if force {
-            mem::transmute::<*mut (), Settle>(function)(&mut |block| ffi::mi_free(block.cast()));
-        } else {
-            mem::transmute::<*mut (), Note>(function)();
-        }
-    }
+    // SAFETY: stored as such.
+    let function = unsafe { mem::transmute::<*mut (), fn()>(function) };
+    function();
 }
 
 /// There is one such function: a program that registers its own (`mi_register_deferred_free`) leaves what its threads
 /// have written down to the drainer, and the memory of its small blocks to mimalloc.
 fn register_deferred_free() {
-    // SAFETY: a function that stays, as a library with a drainer does.
+    // SAFETY: a function that stays: a library without a drainer may be unloaded, and its mimalloc with it.
     unsafe { ffi::mi_register_deferred_free(Some(deferred_free), ptr::null_mut()) };
 }
 

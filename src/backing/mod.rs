@@ -96,12 +96,11 @@ pub unsafe trait Backing: GlobalAlloc + Copy + Send + Sync + 'static {
     fn drainer_done(&self) {}
 
     /// Called on the thread that starts the drainer. `settle` frees the small blocks that the calling thread has
-    /// deferred, with what it is given: it has to free a block as [`GlobalAlloc::dealloc`] does. An allocator that gives
-    /// up a thread's memory when the thread ends, so that others free its blocks at a higher price from then on,
-    /// should have it called on each thread just before that, and return true. It may be called at any time, on any
-    /// thread, any number of times, as long as that thread may free blocks. Where it is not called, the drainer frees
-    /// what threads leave.
-    fn at_thread_end(&self, settle: fn(&mut dyn FnMut(*mut u8))) -> bool {
+    /// deferred, whichever allocator they are of. An allocator that gives up a thread's memory when the thread ends, so that
+    /// others free its blocks at a higher price from then on, should have it called on each thread just before that, and
+    /// return true. It may be called at any time, on any thread, any number of times, as long as that thread may free
+    /// blocks. Where it is not called, the drainer frees what threads leave.
+    fn at_thread_end(&self, settle: fn()) -> bool {
         let _ = settle;
         false
     }

@@ -20,6 +20,7 @@ mod sort;
 mod models;
 
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::ops::ControlFlow;
 use std::ptr;
 
@@ -60,8 +61,8 @@ pub(crate) struct Bursts {
     n_owners: AtomicU32,
     /// The process has been forked off, and the owner's drainer is not here.
     orphaned: AtomicBool,
-    /// What threads wrote down may be freed by themselves when they end, see `settle`.
-    settles: AtomicBool,
+    /// A part of the owner, where threads may free what they wrote down when they end; else null.
+    settler: AtomicPtr<Settler>,
     pool: Pool,
     logs: Logs,
     sorter: Sorter,
@@ -99,7 +100,7 @@ pub(crate) static BURSTS: Bursts = Bursts {
     owner: AtomicUsize::new(NOBODY),
     n_owners: AtomicU32::new(0),
     orphaned: AtomicBool::new(false),
-    settles: AtomicBool::new(false),
+    settler: AtomicPtr::new(ptr::null_mut()),
     pool: Pool::new(),
     logs: Logs::new(),
     sorter: Sorter::new(),
@@ -161,7 +162,7 @@ impl Bursts {
             .is_ok();
         if claimed {
             self.n_owners.fetch_add(1, Ordering::Relaxed);
-            self.settles.store(false, Ordering::Relaxed);
+            self.settler.store(ptr::null_mut(), Ordering::Relaxed);
             self.reset_counts();
         }
         claimed
@@ -182,9 +183,10 @@ impl Bursts {
         }
     }
 
-    /// Threads may free what they wrote down when they end, with what `settle` is given.
-    pub(crate) fn allow_settling(&self) {
-        self.settles.store(true, Ordering::Relaxed);
+    /// Threads may free what they wrote down when they end. `settler` is a part of the owner, and goes with it.
+    pub(crate) fn allow_settling(&self, settler: &Settler) {
+        // Release pairs with the Acquire in `settle`.
+        self.settler.store(ptr::from_ref(settler).cast_mut(), Ordering::Release);
     }
 
     /// The owner gives up; nobody frees through it any more and its drainer has emptied all logs.
@@ -200,7 +202,7 @@ impl Bursts {
             || self.orphaned.load(Ordering::Relaxed) && self.is_owned_by(inherited)
     }
 
-    /// The number of the owner; never 0 or [`NO_OWNER`].
+    /// The number of the owner; 0 before there has been one, and never [`NO_OWNER`].
     pub(crate) fn owner_number(&self) -> u32 {
         self.n_owners.load(Ordering::Relaxed)
     }
@@ -257,6 +259,7 @@ impl Bursts {
         if local.has_ended() {
             return None;
         }
+        let _errno = sys::KeepsErrno::new();
         let log = self.logs.hold()?;
         // Its handler lets the log go; without it the log would be lost with the thread.
         if !local::hears_of_its_exit() {
@@ -504,7 +507,7 @@ impl Bursts {
         }
         // Where there is none any more, threads that are not here hold logs all the same.
         self.orphaned.store(!self.is_owned_by(NOBODY), Ordering::Relaxed);
-        self.settles.store(false, Ordering::Relaxed);
+        self.settler.store(ptr::null_mut(), Ordering::Relaxed);
         self.told.store(false, Ordering::Relaxed);
         let granted_bytes = self.logs.iter().map(|log| log.forget_threads(&self.pool)).sum();
         self.full_bytes.store(granted_bytes, Ordering::Relaxed);
@@ -531,8 +534,26 @@ pub(crate) struct Drained {
     pub(crate) is_left: bool,
 }
 
-/// Frees what the calling thread has written down, as it ends, if the owner has said that `free` frees its blocks.
-pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
+/// What frees an owner's blocks, its type forgotten.
+pub(crate) struct Settler {
+    owner: *const c_void,
+    free: unsafe fn(*const c_void, *mut u8),
+}
+
+// SAFETY: the owner may be used by any thread.
+unsafe impl Send for Settler {}
+// SAFETY: as above.
+unsafe impl Sync for Settler {}
+
+impl Settler {
+    /// `free` is to free a block of the owner's, which it is given.
+    pub(crate) fn new(owner: *const c_void, free: unsafe fn(*const c_void, *mut u8)) -> Settler {
+        Settler { owner, free }
+    }
+}
+
+/// Frees what the calling thread has written down, as it ends, if the owner has said how.
+pub(crate) fn settle() {
     let Some(local) = local::here() else {
         return;
     };
@@ -540,8 +561,11 @@ pub(crate) fn settle(free: &mut dyn FnMut(*mut u8)) {
     if local.rests() {
         return;
     }
-    // A block in the log keeps its owner, whose word that is.
-    if BURSTS.settles.load(Ordering::Relaxed) && !crate::lifecycle::exiting() {
+    let settler = BURSTS.settler.load(Ordering::Acquire);
+    if !settler.is_null() && !crate::lifecycle::exiting() {
+        // SAFETY: the block's owner, which stays as long as a block is in a log or being taken out of it. Where none is, it may
+        // be gone by now; this thread alone writes to its log.
+        let free = |block| unsafe { ((*settler).free)((*settler).owner, block) };
         let n_blocks = BURSTS.take_back(local, HowMuch::All, free);
         if local.record().end() && local.has_built() {
             BURSTS.note_end(n_blocks > 0 || local.takes_back());

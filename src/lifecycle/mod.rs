@@ -9,13 +9,16 @@
 //! ```text
 //! drainer   enter:   0 forks -> one more inside            (else it waits outside)
 //!           leave:   one less inside
-//! its start enter:   the same for the thread that starts it, which does not wait: the system's and
-//!                    Rust's start of a thread allocate. The drainer leaves once it is set up, the
-//!                    thread once others can see that it runs: the child knows whose logs it has.
-//! fork      prepare: one more fork; waits until nobody is inside
+//! its start enter:   the same for the thread that starts it, which does not wait. The drainer leaves once
+//!                    it is set up, the thread once others can see that it runs: the child knows whose
+//!                    logs it has.
+//! fork      prepare: one more fork; waits until nobody else is inside
 //!           parent:  one less fork
-//!           child:   gate open and empty; next generation
+//!           child:   gate open, with nobody else in it; next generation
 //! ```
+//!
+//! A thread that is inside forks in a signal handler: one that reports a crash in the midst of a free, say. It goes on in
+//! the child where it was, and has not to be waited for. So each thread knows how often it is inside.
 //!
 //! The queues are not protected like that, because the program's threads never wait: one may be lost
 //! in the middle of a push, and what lies behind it would never be found. So the child never touches
@@ -40,16 +43,19 @@ mod phase;
 #[cfg(all(test, loom))]
 pub(crate) mod models;
 
+use std::cell::Cell;
+use std::mem;
 use std::time::Duration;
 
 use crate::burst::BURSTS;
+use crate::burst::local::{self, Local};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::sync::thread;
+use crate::sync::{IN_MODEL, thread};
 use crate::{backing, sys};
 
 pub(crate) use phase::{Failure, OfGeneration, Phase, PhaseCell};
 
-/// Low half: drainers inside the backing. High half: forks being prepared or under way.
+/// Low half: stays inside the backing. High half: forks being prepared or under way.
 static GATE: AtomicU32 = AtomicU32::new(0);
 const ONE_INSIDE: u32 = 1;
 const ONE_FORK: u32 = 1 << 16;
@@ -108,7 +114,7 @@ impl Inside {
                 Ordering::Acquire,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Ok(Inside(())),
+                Ok(_) => return Ok(Inside::of_this_thread()),
                 Err(now) => gate = now,
             }
         }
@@ -118,7 +124,33 @@ impl Inside {
     /// Another stay, which a fork that is waiting for this one waits for as well.
     pub(crate) fn another(&self) -> Inside {
         GATE.fetch_add(ONE_INSIDE, Ordering::Relaxed);
+        Inside::of_this_thread()
+    }
+
+    /// A stay that has been counted in the gate.
+    fn of_this_thread() -> Inside {
+        // Only now, and in `drop` before the gate: a handler that forks between the two waits, but lets nobody be missed.
+        if let Some(own) = own_stays() {
+            own.set(own.get() + 1);
+        }
         Inside(())
+    }
+
+    fn not_of_this_thread_any_more(&self) {
+        if let Some(own) = own_stays() {
+            own.set(own.get().saturating_sub(1));
+        }
+    }
+
+    /// Leaves the stay to another thread, which is to call `taken_over` once.
+    pub(crate) fn hand_over(self) {
+        self.not_of_this_thread_any_more();
+        mem::forget(self);
+    }
+
+    /// The stay that another thread hands over, no matter whether it has got round to that.
+    pub(crate) fn taken_over() -> Inside {
+        Inside::of_this_thread()
     }
 
     /// Lets a waiting fork, or the exit, go first: to be called between short pieces of work.
@@ -133,15 +165,22 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        self.not_of_this_thread_any_more();
         // Release: what was done inside is finished for the fork, which acquires in `prepare`.
         GATE.fetch_sub(ONE_INSIDE, Ordering::Release);
     }
 }
 
-/// For a fork, or a drainer that is outside itself.
-pub(crate) fn wait_until_nobody_is_inside() {
+/// How often the calling thread is inside; `None` where it has no place to count.
+fn own_stays() -> Option<&'static Cell<u32>> {
+    // The models have no handlers, and one place for all threads.
+    if IN_MODEL { None } else { local::already_here().map(Local::stays) }
+}
+
+pub(crate) fn wait_until_nobody_else_is_inside() {
+    let own = own_stays().map_or(0, Cell::get);
     // Acquire pairs with the Release of the last one to leave.
-    while GATE.load(Ordering::Acquire) & INSIDE != 0 {
+    while GATE.load(Ordering::Acquire) & INSIDE > own {
         thread::sleep(Duration::from_micros(20));
     }
 }
@@ -172,7 +211,7 @@ pub(crate) fn stay() -> bool {
 
 unsafe extern "C" fn prepare() {
     GATE.fetch_add(ONE_FORK, Ordering::Relaxed);
-    wait_until_nobody_is_inside();
+    wait_until_nobody_else_is_inside();
 }
 
 unsafe extern "C" fn parent() {
@@ -181,7 +220,7 @@ unsafe extern "C" fn parent() {
 
 unsafe extern "C" fn child() {
     // Forks that other threads of the parent had begun do not exist here.
-    GATE.store(0, Ordering::Relaxed);
+    GATE.store(own_stays().map_or(0, Cell::get), Ordering::Relaxed);
     GENERATION.fetch_add(1, Ordering::Relaxed);
     BURSTS.forked_child();
     backing::mimalloc_forked_child();

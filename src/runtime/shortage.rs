@@ -12,6 +12,7 @@ use std::ptr;
 use super::Runtime;
 use crate::backing::Backing;
 use crate::burst;
+use crate::burst::local::{self, Local};
 use crate::lifecycle::{self, Inside, OfGeneration};
 use crate::sync::atomic::{AtomicPtr, Ordering, fence};
 use crate::sys;
@@ -20,13 +21,6 @@ use crate::sys;
 pub(super) struct Giver {
     runtime: *const c_void,
     give_back: unsafe fn(*const c_void),
-    generation: u32,
-}
-
-impl OfGeneration for Giver {
-    fn generation(&self) -> u32 {
-        self.generation
-    }
 }
 
 // SAFETY: the runtime may be used by any thread.
@@ -49,15 +43,12 @@ impl Giver {
         unsafe fn give_back<B: Backing>(runtime: *const c_void) {
             // SAFETY: the caller's.
             let runtime = unsafe { &*runtime.cast::<Runtime<B>>() };
-            if runtime.anything_waits() && is_short() {
+            // Of what was inherited in a fork, nothing is touched.
+            if runtime.is_current() && runtime.anything_waits() && is_short() {
                 runtime.give_back_everything();
             }
         }
-        Giver {
-            runtime: runtime.cast(),
-            give_back: give_back::<B>,
-            generation: lifecycle::generation(),
-        }
+        Giver { runtime: runtime.cast(), give_back: give_back::<B> }
     }
 
     /// To be called from now on, in place of the one `inherited` in a fork, if that has one.
@@ -83,14 +74,18 @@ impl Giver {
         };
         if GIVERS.iter().any(withdraw) {
             fence(Ordering::SeqCst);
-            lifecycle::wait_until_nobody_is_inside();
+            lifecycle::wait_until_nobody_else_is_inside();
         }
     }
 }
 
-/// What a backing calls where a thread ends, or an allocation is about to fail.
-pub(super) fn settle(free: &mut dyn FnMut(*mut u8)) {
-    burst::settle(free);
+/// What a backing calls where a thread ends, or an allocation is about to fail, or for other reasons: not where the thread
+/// rests, gives up its pages or is a drainer, which is no shortage.
+pub(super) fn settle() {
+    if local::here().is_some_and(Local::rests) {
+        return;
+    }
+    burst::settle();
     // A fork or the exit does not wait for this.
     let Ok(_inside) = Inside::try_enter() else {
         return;
@@ -99,8 +94,7 @@ pub(super) fn settle(free: &mut dyn FnMut(*mut u8)) {
     for place in &GIVERS {
         // SAFETY: null, or a giver that stays as long as anybody is inside.
         let giver = unsafe { place.load(Ordering::Acquire).as_ref() };
-        // Of what was inherited in a fork, nothing is touched.
-        if let Some(giver) = giver.filter(|giver| giver.is_current()) {
+        if let Some(giver) = giver {
             // SAFETY: of the runtime that the giver is part of.
             unsafe { (giver.give_back)(giver.runtime) };
         }

@@ -42,6 +42,7 @@ pub(crate) fn main() -> ExitCode {
             ("from_two_threads", || clean("from_two_threads", "2ms")),
             ("commands", || clean("commands", "2ms")),
             ("drainers_that_end", || clean("drainers_that_end", "2ms")),
+            ("from_inside", || clean("from_inside", "2ms")),
             ("handlers_that_allocate", handlers_that_allocate),
             ("before_the_first_block", || clean("before_the_first_block", "2ms")),
             ("of_a_parent_that_is_off", of_a_parent_that_is_off),
@@ -57,6 +58,7 @@ pub(crate) fn main() -> ExitCode {
         "from_two_threads" => from_two_threads_child(),
         "commands" => commands_child(),
         "drainers_that_end" => drainers_that_end_child(),
+        "from_inside" => from_inside_child(),
         "handlers_that_allocate" => handlers_that_allocate_child(),
         "before_the_first_block" => before_the_first_block_child(),
         "off" => off_child(),
@@ -209,6 +211,46 @@ fn drainers_that_end_child() {
         wait_ok(fork(CHILD_SECS, || assert!(!IS_ENDING.load(Ordering::SeqCst))));
         wait_until("it has ended", || N_ENDED.load(Ordering::SeqCst) == n + 1);
     }
+}
+
+/// The system's, in the midst of which signals come whose handlers fork.
+#[derive(Clone, Copy)]
+struct Interrupted;
+
+static N_FORKED: AtomicUsize = AtomicUsize::new(0);
+
+on_system!(Interrupted);
+
+fn forks() {
+    wait_ok(fork(CHILD_SECS, use_it));
+    N_FORKED.fetch_add(1, Ordering::SeqCst);
+}
+
+// SAFETY: as `System` is one.
+unsafe impl Backing for Interrupted {
+    fn thread_idle(&self) {
+        forks();
+    }
+
+    fn purge(&self) {
+        forks();
+    }
+}
+
+/// A thread that is inside, where forks wait for it, forks itself: one of the program's, and the drainer.
+fn from_inside_child() {
+    let heap = DeferFree::with_backing(Interrupted);
+    heap.flush();
+    assert_eq!(N_FORKED.load(Ordering::SeqCst), 1);
+    start(&heap);
+    heap.flush();
+    assert!(N_FORKED.load(Ordering::SeqCst) > 1);
+    let n_forked = N_FORKED.load(Ordering::SeqCst);
+    drop(black_box(Box::new(1)));
+    heap.thread_idle();
+    assert_eq!(N_FORKED.load(Ordering::SeqCst), n_forked + 1);
+    // Nobody is left inside.
+    wait_ok(fork(CHILD_SECS, use_it));
 }
 
 /// The program's own handlers come first with everything: a large block, a value, a burst.

@@ -18,7 +18,7 @@ use std::thread;
 
 use common::addresses::Addresses;
 use common::tracking::Tracking;
-use common::{MIB, drainers, run_child, shuffle, to_be_deferred, wait_until};
+use common::{MIB, drainers, run_child, shuffle, start, to_be_deferred, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
 
 pub(crate) fn main() -> ExitCode {
@@ -31,6 +31,7 @@ pub(crate) fn main() -> ExitCode {
         Some("first") => first(),
         Some("settles") => settles(),
         Some("settles_while_heaps_go") => settles_while_heaps_go(),
+        Some("another_allocator_tells") => another_allocator_tells(),
         Some("not_at_exit") => not_at_exit(),
         Some(case) => panic!("{case}"),
         None => {
@@ -43,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
                 ("first", || run("first")),
                 ("settles", || run("settles")),
                 ("settles_while_heaps_go", || run("settles_while_heaps_go")),
+                ("another_allocator_tells", || run("another_allocator_tells")),
                 ("not_at_exit", || run("not_at_exit")),
             ]);
         }
@@ -300,6 +302,30 @@ fn settles_while_heaps_go() {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
     wait_until("all drainers have ended", || drainers().is_empty());
+}
+
+/// Small blocks are deferred in the first allocator; that of which a thread hears its end is another one, on another backing.
+fn another_allocator_tells() {
+    let book = Addresses::leak();
+    book.tells_of_ends();
+    let heap: &DeferFree<&'static Addresses> = Box::leak(Box::new(DeferFree::with_backing(book)));
+    start(heap);
+    start(&ON_MIMALLOC);
+    assert!(heap.stats().drainer_running && ON_MIMALLOC.stats().drainer_running);
+    for _ in 0..30 {
+        thread::spawn(|| {
+            // mimalloc tells of threads that have used it.
+            drop(Box::new(0));
+            drop_many(&ON_MIMALLOC, 10);
+            drop_many(heap, 3000);
+        })
+        .join()
+        .unwrap();
+    }
+    let bursts = heap.stats().bursts;
+    assert!(bursts.paid_back.blocks > 0, "{bursts:?}");
+    heap.flush();
+    assert_eq!((heap.stats().bursts.pending.blocks, book.n_live()), (0, 0));
 }
 
 /// The end of the process is not that of a thread, though mimalloc collects then as well.

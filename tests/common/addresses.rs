@@ -41,10 +41,8 @@ pub(crate) struct Addresses {
     holds: AtomicBool,
     is_held: AtomicBool,
     settles: AtomicBool,
-    settle: OnceLock<Settle>,
+    settle: OnceLock<fn()>,
 }
-
-type Settle = fn(&mut dyn FnMut(*mut u8));
 
 thread_local! {
     static IS_DRAINER: Cell<bool> = const { Cell::new(false) };
@@ -152,9 +150,7 @@ impl Addresses {
 
     /// As the last thing on a thread.
     pub(crate) fn end_thread(&'static self) {
-        let settle = self.settle.get().expect("the drainer has started");
-        // SAFETY: a block of its own; the layout does not matter.
-        settle(&mut |block| unsafe { self.dealloc(block, Layout::new::<u8>()) });
+        self.settle.get().expect("the drainer has started")();
     }
 
     fn state(&self, address: usize) -> &AtomicU8 {
@@ -210,7 +206,7 @@ unsafe impl Backing for &'static Addresses {
         IS_DRAINER.set(true);
     }
 
-    fn at_thread_end(&self, settle: Settle) -> bool {
+    fn at_thread_end(&self, settle: fn()) -> bool {
         self.settles.load(Ordering::SeqCst) && self.settle.set(settle).is_ok()
     }
 

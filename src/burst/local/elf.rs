@@ -117,6 +117,11 @@ pub(crate) fn here() -> Option<&'static Local> {
     Some(variable())
 }
 
+/// As `here`.
+pub(crate) fn already_here() -> Option<&'static Local> {
+    here()
+}
+
 /// An address that lies with the thread's stack and is always the same: the C libraries put a thread's variables above it.
 #[inline(always)]
 pub(crate) fn near_stack() -> usize {

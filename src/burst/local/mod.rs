@@ -58,6 +58,7 @@
 mod place;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::ptr;
 
 use super::log::Log;
@@ -69,7 +70,9 @@ use crate::sys;
 #[cfg(all(test, not(loom)))]
 pub(crate) use place::HAS_OWN_PAGES;
 pub(super) use place::hears_of_its_exit;
-pub(crate) use place::{at_cache_line, here, is_fresh, near_stack, own_pages, short_below};
+pub(crate) use place::{
+    already_here, at_cache_line, here, is_fresh, near_stack, own_pages, short_below,
+};
 
 /// One free in so many looks whether the thread has allocated, where it is the address that decides. A look at the last free
 /// of a page counts for so many at most.
@@ -181,6 +184,8 @@ pub(crate) struct Local {
     before: Cell<u64>,
     record: Record,
     n_scopes: Cell<u32>,
+    /// How often it is inside the gate, see `lifecycle`.
+    stays: Cell<u32>,
     mode: Cell<Mode>,
     /// What the backing has for `own_pages`, and whether that is not used because most of what the thread frees is others'.
     backing_pages: Cell<*const ()>,
@@ -451,11 +456,15 @@ impl Local {
         sys::monotonic_ns().saturating_sub(self.born_ns.get())
     }
 
-    /// Does something by which the thread's log is not to be settled.
+    /// Does something by which the backing is not to be taken for short of memory, nor the thread for one that ends.
     pub(crate) fn without_settling(&self, f: impl FnOnce()) {
         let rested = self.rests.replace(true);
         f();
         self.rests.set(rested);
+    }
+
+    pub(crate) fn stays(&self) -> &Cell<u32> {
+        &self.stays
     }
 
     pub(crate) fn rests(&self) -> bool {
@@ -498,15 +507,15 @@ impl Local {
         self.next_rest_ns.set(ns);
     }
 
-    /// The thread frees a block between small and large. Once for each [`MEDIUM_STEP_BYTES`]: how many bytes they have come
-    /// to, in whole ones.
+    /// The thread frees a block between small and large. Once for each [`MEDIUM_STEP_BYTES`]: to how many bytes they had come
+    /// before, and to how many they have now, in whole ones.
     #[inline(always)]
-    pub(crate) fn note_medium_free(&self, bytes: usize) -> Option<u64> {
+    pub(crate) fn note_medium_free(&self, bytes: usize) -> Option<Range<u64>> {
         let before = self.medium_bytes.get();
         let after = before.wrapping_add(bytes as u64);
         self.medium_bytes.set(after);
         let whole = after & !(MEDIUM_STEP_BYTES - 1);
-        (before < whole).then_some(whole)
+        (before < whole).then_some(before..whole)
     }
 
     /// A look: whether the thread has allocated since the last one. Always false outside of PLAIN.

@@ -50,6 +50,13 @@ pub(crate) fn here() -> Option<&'static Local> {
     Some(unsafe { &*word.cast::<Local>() })
 }
 
+/// As `here`, but the thread is not given a state.
+pub(crate) fn already_here() -> Option<&'static Local> {
+    let word = sys::thread_word();
+    // SAFETY: as in `here`.
+    (!word.is_null() && word != NO_STATE).then(|| unsafe { &*word.cast::<Local>() })
+}
+
 /// An address on the thread's stack, which may be another one further down in it.
 #[inline(always)]
 pub(crate) fn near_stack() -> usize {
@@ -60,6 +67,7 @@ pub(crate) fn near_stack() -> usize {
 #[cold]
 #[inline(never)]
 fn set_up() -> Option<&'static Local> {
+    let _errno = sys::KeepsErrno::new();
     // First, so that nothing is mapped over and over where this is refused.
     if !sys::at_thread_exit(thread_exits, NO_STATE) {
         return None;
