@@ -4,6 +4,7 @@ mod small;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Instant;
@@ -520,13 +521,15 @@ impl<B: Backing> DeferFree<B> {
         if size >= this.read_settings() {
             return this.alloc_large(layout, if ZEROED { Use::Zeroed } else { Use::Plain });
         }
-        if size >= SMALL_BYTES {
+        if !local::is_fresh() {
+            this.note_alloc();
+        }
+        if size.max(align) >= SMALL_BYTES {
             if let Phase::Running(runtime) = this.phase.get() {
                 runtime.note_anew(size);
             }
-        }
-        if !local::is_fresh() {
-            this.note_alloc();
+            // SAFETY: the caller's.
+            return unsafe { this.allocate_looked_at::<ZEROED>(layout) };
         }
         // SAFETY: the caller's.
         unsafe { this.allocate_now::<ZEROED>(layout) }
@@ -586,9 +589,9 @@ impl<B: Backing> DeferFree<B> {
                 return Self::free_large(ptr, size, align, this);
             }
             // The drainer sees nothing of such a block, but what it leaves is to go back to the system as well.
-            let freed_bytes = local::here().and_then(|local| local.note_medium_free(size));
-            if let Some(freed_bytes) = freed_bytes {
-                this.hear_of_medium_frees(freed_bytes);
+            let freed = local::here().and_then(|local| local.note_medium_free(size));
+            if let Some(freed) = freed {
+                this.hear_of_medium_frees(freed);
             }
             this.backing.dealloc(ptr, Layout::from_size_align_unchecked(size, align));
         }
@@ -620,14 +623,15 @@ impl<B: Backing> DeferFree<B> {
 
     #[cold]
     #[inline(never)]
-    fn hear_of_medium_frees(&self, freed_bytes: u64) {
+    fn hear_of_medium_frees(&self, freed: Range<u64>) {
+        let _errno = sys::KeepsErrno::new();
         match self.phase.get() {
             Phase::Running(runtime) => {
                 work::note_frees();
                 runtime.wake_drainer();
             }
             // To ask for the resident set takes a system call or two: with twice the bytes each time.
-            Phase::Off if freed_bytes.is_power_of_two() => self.start_if_resident(),
+            Phase::Off if freed.start < 1 << freed.end.ilog2() => self.start_if_resident(),
             Phase::Off | Phase::Starting | Phase::Failed => {}
         }
     }
@@ -655,6 +659,7 @@ impl<B: Backing> DeferFree<B> {
         // SAFETY: the caller's block.
         unsafe {
             if class.is_huge() {
+                let _errno = sys::KeepsErrno::new();
                 huge::unmap(ptr);
             } else {
                 self.backing.dealloc(ptr, layout);

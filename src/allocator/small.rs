@@ -362,9 +362,25 @@ impl<B: Backing> DeferFree<B> {
     pub(super) unsafe fn allocate_now<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's.
         unsafe {
+            if B::SETTLES_WHEN_SHORT {
+                if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) }
+            } else {
+                self.allocate_looked_at::<ZEROED>(layout)
+            }
+        }
+    }
+
+    /// As `allocate_now`, where the backing would not call before it fails.
+    ///
+    /// # Safety
+    /// As for `alloc`.
+    #[inline(always)]
+    pub(super) unsafe fn allocate_looked_at<const ZEROED: bool>(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe {
             let block =
                 if ZEROED { self.backing.alloc_zeroed(layout) } else { self.backing.alloc(layout) };
-            if B::SETTLES_WHEN_SHORT || !block.is_null() {
+            if !block.is_null() {
                 return block;
             }
             self.allocate_again::<ZEROED>(layout)
@@ -388,16 +404,22 @@ impl<B: Backing> DeferFree<B> {
         }
     }
 
-    /// As `realloc` of the backing, for a block that stays small.
+    /// As `realloc` of the backing, for a block that stays below the threshold. `settles`: the backing calls before it fails.
     ///
     /// # Safety
     /// As for `realloc`.
     #[inline(always)]
-    unsafe fn reallocate_small(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+    unsafe fn reallocate_small(
+        &self,
+        ptr: *mut u8,
+        layout: Layout,
+        new_size: usize,
+        settles: bool,
+    ) -> *mut u8 {
         // SAFETY: the caller's block, which is still there where there is no new one.
         unsafe {
             let block = self.backing.realloc(ptr, layout, new_size);
-            if B::SETTLES_WHEN_SHORT || !block.is_null() {
+            if settles || !block.is_null() {
                 return block;
             }
             if let Phase::Running(runtime) = self.phase.get() {
@@ -421,12 +443,12 @@ impl<B: Backing> DeferFree<B> {
     ) -> *mut u8 {
         // SAFETY: the caller's.
         let layout = unsafe { Layout::from_size_align_unchecked(size, align) };
-        if size.max(new_size) >= this.threshold.load(Ordering::Relaxed) || !local::is_fresh() {
+        if size.max(new_size) >= this.plain_below.load(Ordering::Relaxed) || !local::is_fresh() {
             // SAFETY: the caller's block.
             return unsafe { this.reallocate_noted(ptr, layout, new_size) };
         }
         // SAFETY: the caller's block.
-        unsafe { this.reallocate_small(ptr, layout, new_size) }
+        unsafe { this.reallocate_small(ptr, layout, new_size, B::SETTLES_WHEN_SHORT) }
     }
 
     #[inline(never)]
@@ -435,9 +457,12 @@ impl<B: Backing> DeferFree<B> {
             // SAFETY: the caller's block.
             return unsafe { self.realloc_large(ptr, layout, new_size) };
         }
-        self.note_alloc();
+        if !local::is_fresh() {
+            self.note_alloc();
+        }
+        let settles = B::SETTLES_WHEN_SHORT && new_size < SMALL_BYTES;
         // SAFETY: the caller's block.
-        unsafe { self.reallocate_small(ptr, layout, new_size) }
+        unsafe { self.reallocate_small(ptr, layout, new_size, settles) }
     }
 
     /// Before a small allocation that goes the long way.

@@ -259,6 +259,7 @@ impl Pool {
         if !chunks.is_null() {
             return Some(chunks);
         }
+        let _errno = sys::KeepsErrno::new();
         let mapped = sys::map_zeroed(CHUNKS * CHUNK_BYTES);
         if mapped.is_null() {
             return None;

@@ -165,6 +165,10 @@ impl Control {
     /// Waits until all that is pending now has been freed and purged; false if that will not happen
     /// because the process exits.
     pub(crate) fn flush(&self, pending: &Pending) -> bool {
+        // On Windows a thread that the exit has ended may hold the lock.
+        if lifecycle::exiting() {
+            return false;
+        }
         // SeqCst: what the caller put into pending before comes before this in the drainer's eyes.
         let ticket = self.flush_wanted.fetch_add(1, Ordering::SeqCst) + 1;
         self.hurry(pending);

@@ -265,6 +265,10 @@ impl Dropper {
 
     /// F2 to F4.
     pub(super) fn flush(&self, timeout: Option<Duration>) -> bool {
+        // On Windows a thread that the exit has ended may hold the lock.
+        if lifecycle::exiting() {
+            return false;
+        }
         // A deadline beyond the clock's end is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let ticket = self.flush.wanted.fetch_add(1, Ordering::Release) + 1;

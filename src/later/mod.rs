@@ -11,8 +11,8 @@
 //! whether there is one.
 //!
 //! What a hand-off does not do: lock, wait, read the clock, or call the system, but for starting the
-//! thread once and for waking it after ten seconds without a value. It allocates for a value of more
-//! than six words.
+//! thread once and for waking it after ten seconds without a value, or when much waits. (Where there is no thread
+//! it reads the clock, to try again some time.) It allocates for a value of more than six words.
 
 mod backlog;
 mod dropper;

@@ -83,9 +83,11 @@ impl Failure {
 impl From<&io::Error> for Failure {
     fn from(error: &io::Error) -> Failure {
         match error.kind() {
-            // EAGAIN, ENOMEM
-            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Failure::ForNow,
-            _ => Failure::ForGood,
+            // As by a filter of system calls. Windows has several codes for want of memory, most of them without a kind.
+            io::ErrorKind::PermissionDenied
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Unsupported => Failure::ForGood,
+            _ => Failure::ForNow,
         }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn main() -> ExitCode {
         Some("small_blocks") => small_blocks_child(),
         Some("small_blocks_under_a_limit") => small_blocks_under_a_limit_child(),
         Some("small_blocks_of_another_allocator") => small_blocks_of_another_allocator_child(),
+        Some("below_the_threshold_under_a_limit") => below_the_threshold_under_a_limit_child(),
         Some("threads_that_end_give_nothing_back") => threads_that_end_give_nothing_back_child(),
         Some("limit_is_known") => limit_is_known_child(),
         Some(case) => panic!("{case}"),
@@ -52,6 +53,7 @@ pub(crate) fn main() -> ExitCode {
                 ("small_blocks", || clean("small_blocks")),
                 ("small_blocks_under_a_limit", small_blocks_under_a_limit),
                 ("small_blocks_of_another_allocator", small_blocks_of_another_allocator),
+                ("below_the_threshold_under_a_limit", below_the_threshold_under_a_limit),
                 ("threads_that_end_give_nothing_back", || {
                     clean("threads_that_end_give_nothing_back")
                 }),
@@ -333,6 +335,40 @@ fn small_blocks_under_a_limit_child() {
         blocks.push(try_block(size).unwrap_or_else(|| panic!("{:?}", GLOBAL.stats())));
     }
     assert!(GLOBAL.stats().pending.blocks < 300);
+}
+
+/// Blocks for which mimalloc wants more at once than for small ones, while there is room for those still.
+fn below_the_threshold_under_a_limit() {
+    for how in ["alloc", "realloc", "aligned"] {
+        let env = [
+            ("DEFERFREE_DELAY", "3600s"),
+            ("DEFERFREE_THRESHOLD", "128M"),
+            ("MIMALLOC_ARENA_RESERVE", "64M"),
+            ("HOW", how),
+        ];
+        run_child("below_the_threshold_under_a_limit", &env, 30).expect_clean();
+    }
+}
+
+fn below_the_threshold_under_a_limit_child() {
+    let how = std::env::var("HOW").unwrap();
+    let mut block = try_block(20_000).unwrap();
+    drop(black_box((0..3).map(|_| Vec::<u8>::with_capacity(150 * MIB)).collect::<Vec<_>>()));
+    assert_eq!(GLOBAL.stats().pending.blocks, 3);
+    limit_address_space(40 * MIB);
+    let got = match how.as_str() {
+        "alloc" => try_block(100 * MIB).is_some(),
+        "realloc" => block.try_reserve_exact(100 * MIB).is_ok(),
+        _ => {
+            let layout = Layout::from_size_align(4096, 64 * MIB).unwrap();
+            // SAFETY: a valid layout.
+            black_box(unsafe { GLOBAL.alloc(layout) });
+            // mimalloc has it mapped anew, and keeps the addresses of what was given back.
+            true
+        }
+    };
+    assert!(got, "{:?}", GLOBAL.stats());
+    assert_eq!(GLOBAL.stats().pending.blocks, 0);
 }
 
 /// The blocks that wait are another allocator's than the one that needs memory.

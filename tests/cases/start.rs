@@ -18,10 +18,10 @@ use std::thread;
 
 use common::tracking::Tracking;
 use common::{
-    KIB, MIB, ROOM, START_BYTES, command, drainers, finish, nearly_started, run_child, sleep_ms,
-    thread_refuser, threads_named, touched, wait_until,
+    KIB, MIB, ROOM, START_BYTES, command, drainers, finish, nearly_started, run_child, shuffle,
+    sleep_ms, start, thread_refuser, threads_named, touched, wait_until,
 };
-use deferfree::{Backing, DeferFree};
+use deferfree::{Backing, DeferFree, defer_scope};
 
 #[global_allocator]
 static GLOBAL: DeferFree = DeferFree::new();
@@ -37,6 +37,9 @@ const TESTS: &[(&str, fn())] = &[
     ("moved", || run_child("moved", &[], 20).expect_clean()),
     ("dropped", || run_child("dropped", &[], 30).expect_clean()),
     ("errno_is_kept", || run_child("errno_is_kept", &[], 30).expect_clean()),
+    ("errno_is_kept_where_calls_fail", || {
+        run_child("errno_is_kept_where_calls_fail", &[], 30).expect_clean();
+    }),
 ];
 
 pub(crate) fn main() -> ExitCode {
@@ -53,6 +56,7 @@ pub(crate) fn main() -> ExitCode {
         "moved" => moved_child(),
         "dropped" => dropped_child(),
         "errno_is_kept" => errno_is_kept_child(),
+        "errno_is_kept_where_calls_fail" => errno_is_kept_where_calls_fail_child(),
         first => first_operation_child(first),
     }
     ExitCode::SUCCESS
@@ -394,32 +398,60 @@ fn dropped_child() {
     assert!(maps() < n_maps + 40, "{} mappings, {n_maps} before", maps());
 }
 
-/// Whatever a free has to do beside: here it begins bursts and starts the drainer.
-fn errno_is_kept_child() {
+/// Does something that is not to change `errno`.
+#[track_caller]
+fn keeps_errno(f: impl FnOnce()) {
     const MARK: libc::c_int = 4711;
     // SAFETY: the calling thread's own.
-    let errno = unsafe { libc::__errno_location() };
+    unsafe {
+        let errno = libc::__errno_location();
+        errno.write_volatile(MARK);
+        f();
+        assert_eq!(errno.read_volatile(), MARK);
+    }
+}
+
+/// As `errno_is_kept`, where no file can be opened and nothing be mapped.
+fn errno_is_kept_where_calls_fail_child() {
+    let mut small: Vec<_> = (0..10_000u64).map(|n| Box::new([n; 8])).collect();
+    shuffle(&mut small);
+    let medium: Vec<_> = (0..64).map(|_| touched(100 * KIB)).collect();
+    let nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a limit of this process's own; the file is one that there is.
+    unsafe {
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &nothing), 0);
+        assert_eq!(libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY), -1);
+    }
+    assert!(!GLOBAL.stats().drainer_running);
+    for block in medium {
+        keeps_errno(|| drop(block));
+    }
+    start(&GLOBAL);
+    assert!(GLOBAL.stats().drainer_running);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &nothing) }, 0);
+    let _scope = defer_scope();
+    for block in small {
+        keeps_errno(|| drop(block));
+    }
+    assert!(GLOBAL.stats().bursts.no_chunk_blocks > 0);
+}
+
+/// Whatever a free has to do beside: here it begins bursts and starts the drainer.
+fn errno_is_kept_child() {
     let mut boxes: Vec<_> = (0..400_000u64).map(|n| Box::new([n; 8])).collect();
-    common::shuffle(&mut boxes);
+    shuffle(&mut boxes);
     // A younger thread starts no drainer for a burst.
     sleep_ms(50);
     assert_eq!(drainers().len(), 0);
     let large: Vec<_> = (0..4).map(|_| touched(MIB)).collect();
-    let is_kept = |free: &mut dyn FnMut()| {
-        // SAFETY: as above.
-        unsafe {
-            errno.write_volatile(MARK);
-            free();
-            assert_eq!(errno.read_volatile(), MARK);
-        }
-    };
     let mut boxes = boxes.into_iter();
     while boxes.len() > 0 {
-        is_kept(&mut || drop(boxes.next()));
+        keeps_errno(|| drop(boxes.next()));
     }
     wait_until("the drainer runs", || drainers().len() == 1);
     let mut large = large.into_iter();
     while large.len() > 0 {
-        is_kept(&mut || drop(large.next()));
+        keeps_errno(|| drop(large.next()));
     }
 }
