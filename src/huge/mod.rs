@@ -59,6 +59,12 @@ pub(crate) fn forget(n_blocks: usize) {
     N_BLOCKS.fetch_sub(n_blocks, Ordering::Relaxed);
 }
 
+/// Whether there may be no more. Several threads may be one too many for a moment; there is room.
+fn are_many() -> bool {
+    // A few less than none, where a forked child forgot blocks that its thread was just taking.
+    N_BLOCKS.load(Ordering::Relaxed) as isize >= MAX_BLOCKS as isize
+}
+
 /// Why a block is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -104,8 +110,7 @@ pub(crate) fn len_of(block: *mut u8) -> usize {
 /// Makes a block of `len` bytes, whole units, all zero; null when refused.
 pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
     debug_assert!(len % UNIT_BYTES == 0);
-    // Several threads may be one too many for a moment; there is room.
-    if N_BLOCKS.load(Ordering::Relaxed) >= MAX_BLOCKS {
+    if are_many() {
         return ptr::null_mut();
     }
     let block = sys::map_aligned(len, align.max(UNIT_BYTES));
@@ -118,8 +123,9 @@ pub(crate) fn map(len: usize, align: usize, for_use: Use) -> *mut u8 {
         return ptr::null_mut();
     }
     N_BLOCKS.fetch_add(1, Ordering::Relaxed);
-    // Of a zeroed block pages may be used here and there: a huge page for each would be resident.
-    if for_use == Use::Zeroed || !HUGE_PAGES {
+    // Of a zeroed block pages may be used here and there: a huge page for each would be resident. One that is here for its
+    // alignment alone may be far smaller than a huge page.
+    if for_use == Use::Zeroed || len < GROWN_BYTES || !HUGE_PAGES {
         TABLE.set_telling(block);
     } else {
         // SAFETY: whole pages of the mapping.
@@ -342,7 +348,7 @@ pub(crate) unsafe fn split(block: *mut u8, len: usize) -> *mut u8 {
     }
     // SAFETY: within the mapping.
     let rest = unsafe { block.add(len) };
-    if N_BLOCKS.load(Ordering::Relaxed) >= MAX_BLOCKS || !TABLE.set(rest, old_len - len) {
+    if are_many() || !TABLE.set(rest, old_len - len) {
         return ptr::null_mut();
     }
     TABLE.set(block, len);

@@ -34,7 +34,7 @@ pub(crate) fn main() -> ExitCode {
     }
     cases! {
         grows_without_copying moves_in grows_on_what_waits grows_on_little_more to_and_fro zeroed_is_not_cleared zeroed_after_dirty zeroed_and_written written_again sparse_again half_written shrinks becomes_ordinary
-        alignments more_than_there_may_be more_than_there_is in_a_forked_child passed_between_threads where_nothing_runs
+        alignments aligned_alone more_than_there_may_be more_than_there_is in_a_forked_child passed_between_threads where_nothing_runs
         where_calls_are_refused pages_may_not_move lost_while_pages_move on_the_systems_allocator on_mimalloc
     }
     ExitCode::SUCCESS
@@ -62,6 +62,29 @@ fn run(case: &str) {
 
 /// Whether the system moves mappings (`mremap`); the others are tried with `--cfg deferfree_posix`.
 const MOVES: bool = cfg!(not(deferfree_posix));
+
+/// What is no larger than its alignment has a mapping of its own, and no more of the system's memory than it uses.
+fn aligned_alone() {
+    if std::fs::read_to_string(HUGE_PAGES).is_ok_and(|it| it.contains("[always]")) {
+        return println!("!! huge pages for all: SKIPPED");
+    }
+    const N: usize = 100;
+    let layout = Layout::from_size_align(256 * KIB, 128 * KIB).unwrap();
+    let before = rss();
+    // SAFETY: a valid layout, freed as allocated.
+    unsafe {
+        let blocks: Vec<_> = (0..N).map(|_| GLOBAL.alloc(layout)).collect();
+        for &block in &blocks {
+            block.write_bytes(1, layout.size());
+        }
+        let grown = rss() - before;
+        assert!(grown < 2 * N * layout.size(), "{} MiB", grown / MIB);
+        blocks.into_iter().for_each(|block| GLOBAL.dealloc(block, layout));
+    }
+}
+
+/// Who is given huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// Page faults of this process so far.
 fn faults() -> i64 {
@@ -245,8 +268,7 @@ fn zeroed_after_dirty() {
 /// Where the last one was written all over, the system's huge pages are behind the next one; where it was not they are
 /// not, see `zeroed_is_not_cleared`.
 fn zeroed_and_written() {
-    let setting = "/sys/kernel/mm/transparent_hugepage/enabled";
-    if std::fs::read_to_string(setting).is_ok_and(|it| !it.contains("[madvise]")) {
+    if std::fs::read_to_string(HUGE_PAGES).is_ok_and(|it| !it.contains("[madvise]")) {
         println!("!! no huge pages for those who ask: SKIPPED");
         return;
     }
