@@ -30,11 +30,11 @@ pub struct Stats {
     pub queue_full: Tally,
     /// Waiting now.
     pub pending: Tally,
-    /// Large allocations that found nothing of their class waiting, and went to the allocator underneath.
+    /// Large allocations that found nothing waiting that they could use, and were made anew.
     pub missed: Tally,
     /// Small blocks freed in bursts.
     pub bursts: BurstStats,
-    /// The most bytes that ever waited.
+    /// The most bytes that ever waited, or had their place kept as blocks that were taken back lately.
     pub peak_pending_bytes: u64,
     /// Large blocks freed at once because no drainer runs, or none ran yet when blocks of their size were
     /// allocated: it starts when they come to 16 MiB, or could not start (`start_failed`). Not part of
@@ -88,7 +88,8 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SizeStats {
-    /// Bytes of each block: the largest that belongs to the class, up to 1/16 more than was asked for.
+    /// Bytes of each block: the largest that belongs to the class, up to 1/16 more than was asked for; or the least, where it is
+    /// a mapping of its own, which may be larger and comes in whole 2 MiB.
     pub block_bytes: u64,
     /// Whether such a block is a mapping of its own, which its free unmaps: one of 256 MiB and more, of 32 MiB and more if it
     /// was asked for zeroed, of 8 MiB and more if it grew to that, or aligned to more than 64 KiB.
@@ -107,7 +108,7 @@ pub struct SizeStats {
     pub queue_full: u64,
     /// Waiting now.
     pub pending: u64,
-    /// Allocations that found nothing waiting.
+    /// Allocations that found nothing waiting that they could use.
     pub missed: u64,
 }
 
@@ -169,7 +170,7 @@ pub struct BurstStats {
 }
 
 /// A number of blocks and what they come to. Bytes are those of the size classes: up to 1/16 more
-/// than the program asked for.
+/// than the program asked for, or whole 2 MiB where a block is a mapping of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {

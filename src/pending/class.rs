@@ -7,7 +7,7 @@ use std::alloc::Layout;
 use crate::huge;
 use crate::sync::IN_MODEL;
 
-/// Classes per doubling of the size: a block is at most 1/16 larger than was asked for.
+/// Classes per doubling of the size: a block that is not huge is at most 1/16 larger than was asked for.
 const STEPS_LOG2: u32 = 4;
 const STEPS: usize = 1 << STEPS_LOG2;
 

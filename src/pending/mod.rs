@@ -6,8 +6,9 @@
 //! queue. Nothing here frees a block or wakes a thread: what leaves is handed to the caller. Nobody waits for anybody: see
 //! `bag` for what becomes of a thread that is preempted in the midst of it.
 //!
-//! A block stays where it was put until somebody takes it out for good. So whoever looks through slot and queue finds each
-//! block whose free returned before: that is what a flush relies on.
+//! A block stays where it was put until somebody takes it out for good, but for a huge one that an allocation looks at and
+//! puts back. So whoever looks through slot and queue finds each block whose free returned before: that is what a flush
+//! relies on.
 //!
 //! # Age
 //!
