@@ -82,8 +82,8 @@ fn is_out_of_question(bytes: usize) -> bool {
 const PAY_BACK_BLOCKS: usize = 64;
 
 impl<B: Backing> Runtime<B> {
-    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate, with the caller's signals blocked. `inherited` is what the allocator
-    /// had in the process that this one was forked off from.
+    /// Builds a runtime and starts its drainer, which begins its life `inside` the gate. `inherited` is what the allocator
+    /// had in the process that this one was forked off from. To be called with signals blocked, as the drainer inherits that.
     pub(crate) fn start(
         backing: B,
         config: Config,
