@@ -53,6 +53,7 @@ fn run(case: &str) {
         _ => "250ms",
     };
     let output = run_child(case, &[("DEFERFREE_DELAY", delay)], 120);
+    print!("{}", output.stdout);
     if case == "where_nothing_runs" {
         output.expect_code(0);
     } else {
