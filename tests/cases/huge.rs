@@ -14,7 +14,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use common::{
-    GIB, KIB, MIB, ROOM, fork, refuse_call_with, refuse_calls, rss, run_child, wait_ok, wait_until,
+    GIB, KIB, MIB, ROOM, fork, mapped, refuse_call_with, refuse_calls, rss, run_child, wait_ok,
+    wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -76,12 +77,6 @@ fn faults() -> i64 {
 
 fn n_mappings() -> usize {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
-}
-
-/// Bytes of all mappings.
-fn mapped() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4 * KIB
 }
 
 /// Writes its own position to each page, or checks that it is there.
