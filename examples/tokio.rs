@@ -10,7 +10,7 @@
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -95,11 +95,19 @@ fn resident_mib() -> usize {
     (GLOBAL.stats().resident_bytes.unwrap_or(0) >> 20) as usize
 }
 
-/// The client's side of one server.
+/// A server, for as long as it is asked.
 fn measure(how: &str) -> io::Result<()> {
     let mut server = Command::new(env::current_exe()?).arg(how).stdout(Stdio::piped()).spawn()?;
+    let asked = ask_server(how, server.stdout.take().expect("it is piped"));
+    server.kill()?;
+    server.wait()?;
+    asked
+}
+
+/// The client's side.
+fn ask_server(how: &str, output: ChildStdout) -> io::Result<()> {
     let mut address = String::new();
-    BufReader::new(server.stdout.take().expect("it is piped")).read_line(&mut address)?;
+    BufReader::new(output).read_line(&mut address)?;
     let address = address.trim();
 
     let ask = |stream: &TcpStream, question: &str| -> io::Result<String> {
@@ -128,7 +136,5 @@ fn measure(how: &str) -> io::Result<()> {
         "{how}: {at_once} MiB after the last request, {} MiB three seconds later",
         ask(&stream, "resident")?
     );
-    server.kill()?;
-    server.wait()?;
     Ok(())
 }

@@ -17,6 +17,8 @@
 //! - `woken_from_sleep`: each of the two `unpark`.
 #![cfg(all(target_os = "linux", not(deferfree_inline)))]
 
+mod common;
+
 use std::cell::RefCell;
 use std::env;
 use std::io::Read;
@@ -27,6 +29,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::limit_address_space;
 use deferfree::{flush_values, flush_values_timeout, later};
 
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -535,18 +538,8 @@ fn first_use_while_exiting() {
 #[test]
 fn no_thread_to_be_had() {
     let ended = check("no_thread_to_be_had", || {
-        let pages: usize = std::fs::read_to_string("/proc/self/statm")
-            .unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
         // Room for the queue, not for the thread's stack of 8 MiB.
-        let bytes = (pages * 4096 + (2 << 20)) as libc::rlim_t;
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: reads the structure.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+        limit_address_space(2 << 20);
         for n in 1..=3 {
             later(Counted);
             assert_eq!(drops(), n, "dropped at once");

@@ -3,9 +3,11 @@
 //! Seen to fail without the `needs_drop` test in `later`.
 #![cfg(all(target_os = "linux", not(deferfree_inline)))]
 
-use std::fs;
+mod common;
+
 use std::mem::ManuallyDrop;
 
+use common::threads_named;
 use deferfree::{Later, flush_values, later};
 
 #[test]
@@ -23,8 +25,5 @@ fn no_thread() {
 }
 
 fn dropper_runs() -> bool {
-    fs::read_dir("/proc/self/task").unwrap().any(|task| {
-        let name = fs::read_to_string(task.unwrap().path().join("comm"));
-        name.is_ok_and(|name| name.trim_end() == "deferfree-drop")
-    })
+    !threads_named("deferfree-drop").is_empty()
 }

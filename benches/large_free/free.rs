@@ -93,14 +93,14 @@ fn put(report: &mut Report, first_ns: u64, frees: &Latencies) {
 
 fn bars(results: &Results) {
     use Contender::{Deferfree, Mimalloc};
-    // The clock's own cost is in both figures: what is held against the bars is what lies above it,
-    // one nanosecond at least.
+    // The clock's own cost, an empty pair of readings, is in both figures: what is held against the bars is what lies
+    // above it, one nanosecond at least.
     let above_empty = |case: &str, contender, key| {
         let empty = results.median(case, contender, "empty")?;
         Some((results.median(case, contender, key)? - empty).max(1.0))
     };
     let p50 = worst(&results.cases, |case| above_empty(case, Deferfree, "p50"));
-    bar("p50 of a free above an empty timer pair", " ns", p50, 30.0);
+    bar("p50 of a free above the clock", " ns", p50, 30.0);
     let p999 = worst(&results.cases, |case| above_empty(case, Deferfree, "p999"));
     bar("p99.9 above it, where the samples suffice", " us", in_us(p999), 5.0);
     let few = results.cases.iter().filter(|case| results.median(case, Deferfree, "p999").is_none());

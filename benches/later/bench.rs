@@ -30,6 +30,7 @@ fn vec() -> Vec<usize> {
 
 const BURST: usize = 100_000;
 const PARTS: [&str; 7] = ["built", "ready", "vec", "sparse", "burst", "asleep", "cold"];
+const OPTIONS: [&str; 4] = ["--bench", "--test", "--quick", "--rounds"];
 
 pub(crate) fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -38,6 +39,14 @@ pub(crate) fn main() -> ExitCode {
             one(Way::named(way), what);
             return ExitCode::SUCCESS;
         }
+    }
+    let mut unknown = args.iter().enumerate().filter(|&(at, arg)| {
+        let is_number = at > 0 && args[at - 1] == "--rounds";
+        !is_number && !PARTS.iter().chain(&OPTIONS).any(|known| known == arg)
+    });
+    if let Some((_, arg)) = unknown.next() {
+        eprintln!("later: there is no part or option {arg}");
+        return ExitCode::FAILURE;
     }
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
     // `cargo bench` passes `--bench`; `cargo test --benches` does not.

@@ -133,12 +133,21 @@ impl Bench {
     }
 
     fn parent(&self) -> Result<(), String> {
+        let (mut filter, mut lists) = (String::new(), false);
+        for argument in std::env::args().skip(1) {
+            match argument.as_str() {
+                "--list" => lists = true,
+                "--bench" | "--test" | "--quick" => {}
+                option if option.starts_with('-') => {
+                    return Err(format!("there is no option {option}"));
+                }
+                _ => filter = argument,
+            }
+        }
         (self.first)();
-        if std::env::args().any(|argument| argument == "--list") {
+        if lists {
             return Ok(());
         }
-        let mut arguments = std::env::args().skip(1);
-        let filter = arguments.find(|argument| !argument.starts_with('-')).unwrap_or_default();
         let scale = Scale::from_arguments();
         println!("\n{}", machine::describe());
         println!("cells: medians (min..max) of the repetitions; scale: {}", scale.name());

@@ -87,7 +87,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The latencies of nothing: shown beside every latency, and subtracted from none.
+/// The latencies of nothing: shown beside latencies, and subtracted only where a bar is of what lies above the clock.
 pub(crate) fn empty_timer_pairs() -> Latencies {
     let mut empty = Latencies::new();
     for _ in 0..20_000 {

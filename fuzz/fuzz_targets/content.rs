@@ -5,6 +5,8 @@
 #[path = "../../tests/common"]
 mod common {
     pub(crate) type Mutex<T> = spin::mutex::SpinMutex<T, spin::Yield>;
+    // `content.rs` uses all of it.
+    #[allow(dead_code)]
     pub(crate) mod content;
     mod shuffle;
     pub(crate) use shuffle::shuffle;

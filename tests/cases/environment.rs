@@ -10,7 +10,8 @@ use crate::common;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
-use std::thread;
+use std::sync::mpsc;
+use std::thread::{self, ThreadId};
 
 use common::{MIB, Output, SPOIL_STDERR, command, drainers, finish, rss, touched, wait_until};
 use deferfree::{Config, DeferFree};
@@ -327,6 +328,18 @@ fn off_child() {
     let stats = GLOBAL.stats();
     assert!(!stats.drainer_running);
     assert_eq!((stats.handed_over.blocks, stats.purges, stats.pending.blocks), (0, 0, 0));
+    // What the program itself hands over is dropped elsewhere all the same.
+    let (dropped, is_dropped) = mpsc::channel();
+    deferfree::later(OnDrop(dropped));
+    assert_ne!(is_dropped.recv().unwrap(), thread::current().id());
+}
+
+struct OnDrop(mpsc::Sender<ThreadId>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.send(thread::current().id()).unwrap();
+    }
 }
 
 fn set_in_code() {

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, nearly_start, run_child, shuffle, sleep_ms, to_be_deferred, touched, wait_until,
+    KIB, MIB, at_exit, nearly_start, run_child, shuffle, sleep_ms, to_be_deferred, touched,
+    wait_until,
 };
 use deferfree::DeferFree;
 
@@ -264,11 +265,6 @@ extern "C" fn free_and_allocate() {
         kept.push(block);
     }
     GLOBAL.flush();
-}
-
-fn at_exit(handler: extern "C" fn()) {
-    // SAFETY: a function of this program.
-    assert_eq!(unsafe { libc::atexit(handler) }, 0);
 }
 
 fn handlers_child() {

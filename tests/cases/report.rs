@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use common::{
-    KIB, MIB, ROOM, SPOIL_STDERR, START_BYTES, command, finish, fork, nearly_start, run_child,
-    thread_refuser, touched, wait_ok, wait_until,
+    KIB, MIB, ROOM, SPOIL_STDERR, START_BYTES, at_exit, command, finish, fork, nearly_start,
+    run_child, thread_refuser, touched, wait_ok, wait_until,
 };
 use deferfree::DeferFree;
 use serde_json::Value;
@@ -100,9 +100,7 @@ pub(crate) fn main() -> ExitCode {
         "end _exit" => common::exit_now(9),
         "end panic" => panic!("on purpose"),
         "end abort" => {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: the limit is a live variable.
-            unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
+            common::no_core();
             std::process::abort()
         }
         "end small stack" => {
@@ -264,11 +262,6 @@ static KEPT: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 extern "C" fn free_kept() {
     KEPT.lock().unwrap().clear();
-}
-
-fn at_exit(handler: extern "C" fn()) {
-    // SAFETY: a function of this program.
-    assert_eq!(unsafe { libc::atexit(handler) }, 0);
 }
 
 /// What exit handlers of the program free is in it, also of those that were registered before the

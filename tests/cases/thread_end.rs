@@ -9,7 +9,7 @@
 use crate::common;
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::ffi::c_void;
+use std::ffi::{c_ulonglong, c_void};
 use std::process::ExitCode;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -20,6 +20,7 @@ use common::addresses::Addresses;
 use common::tracking::Tracking;
 use common::{MIB, drainers, run_child, shuffle, start, to_be_deferred, wait_until};
 use deferfree::{Backing, DeferFree, Mimalloc};
+use libmimalloc_sys as ffi;
 
 pub(crate) fn main() -> ExitCode {
     match common::child_case().as_deref() {
@@ -33,6 +34,7 @@ pub(crate) fn main() -> ExitCode {
         Some("settles_while_heaps_go") => settles_while_heaps_go(),
         Some("another_allocator_tells") => another_allocator_tells(),
         Some("not_at_exit") => not_at_exit(),
+        Some("left_to_the_drainer") => left_to_the_drainer(),
         Some(case) => panic!("{case}"),
         None => {
             return common::run(&[
@@ -46,6 +48,7 @@ pub(crate) fn main() -> ExitCode {
                 ("settles_while_heaps_go", || run("settles_while_heaps_go")),
                 ("another_allocator_tells", || run("another_allocator_tells")),
                 ("not_at_exit", || run("not_at_exit")),
+                ("left_to_the_drainer", || run("left_to_the_drainer")),
             ]);
         }
     }
@@ -326,6 +329,26 @@ fn another_allocator_tells() {
     assert!(bursts.paid_back.blocks > 0, "{bursts:?}");
     heap.flush();
     assert_eq!((heap.stats().bursts.pending.blocks, book.n_live()), (0, 0));
+}
+
+/// A program may have mimalloc tell itself of a thread's end, once the drainer runs: it is told, and the thread frees
+/// nothing of what it owes.
+fn left_to_the_drainer() {
+    unsafe extern "C" fn of_the_programs_own(force: bool, _: c_ulonglong, _: *mut c_void) {
+        N_CALLS.fetch_add(usize::from(force), Ordering::SeqCst);
+    }
+    drop_many(&ON_MIMALLOC, 10_000);
+    wait_until("it has started", || ON_MIMALLOC.stats().drainer_running);
+    ON_MIMALLOC.flush();
+    let before = ON_MIMALLOC.stats().bursts;
+    // SAFETY: a function that stays.
+    unsafe { ffi::mi_register_deferred_free(Some(of_the_programs_own), ptr::null_mut()) };
+    thread::spawn(|| drop_many(&ON_MIMALLOC, 10_000)).join().unwrap();
+    assert!(N_CALLS.load(Ordering::SeqCst) > 0);
+    wait_until("nothing waits", || ON_MIMALLOC.stats().bursts.pending.blocks == 0);
+    let after = ON_MIMALLOC.stats().bursts;
+    assert_eq!(after.paid_back, before.paid_back, "{after:?}");
+    assert_eq!(to_be_deferred(&after) - to_be_deferred(&before), 10_000, "{after:?}");
 }
 
 /// The end of the process is not that of a thread, though mimalloc collects then as well.

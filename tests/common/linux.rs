@@ -1,6 +1,7 @@
 //! What tests ask of Linux, most of it by way of `/proc`.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -114,8 +115,22 @@ pub(crate) fn cpu_time() -> Duration {
 
 /// Resident bytes of this process.
 pub(crate) fn rss() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    statm(1)
+}
+
+/// Bytes of all its mappings.
+pub(crate) fn mapped() -> usize {
+    statm(0)
+}
+
+/// To look is not to use the allocator that is looked at: it allocates nothing.
+fn statm(field: usize) -> usize {
+    let mut line = [0; 128];
+    let len = File::open("/proc/self/statm").unwrap().read(&mut line).unwrap();
+    let line = std::str::from_utf8(&line[..len]).unwrap();
+    let pages: usize = line.split(' ').nth(field).unwrap().parse().unwrap();
+    // SAFETY: reads a constant of the system.
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
 }
 
 /// This process and all that it starts share the CPU it is on. For as long as there is one thread.
@@ -204,10 +219,10 @@ fn leave_stderr(command: &mut Command) {
 
 /// From now on this process may map so many bytes more than it has; `usize::MAX` for any number.
 pub(crate) fn limit_address_space(more: usize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let now: usize = statm.split(' ').next().unwrap().parse::<usize>().unwrap() * 4096;
-    let limit =
-        libc::rlimit { rlim_cur: now.saturating_add(more) as u64, rlim_max: libc::RLIM_INFINITY };
+    let limit = libc::rlimit {
+        rlim_cur: mapped().saturating_add(more) as u64,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: the limit is a live variable.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
 }

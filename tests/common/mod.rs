@@ -293,6 +293,12 @@ pub(crate) fn sleep_ms(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
 
+/// Has it called when this process ends in an orderly way.
+pub(crate) fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: a function of this program.
+    assert_eq!(unsafe { libc::atexit(handler) }, 0);
+}
+
 /// A block whose pages have been written to.
 pub(crate) fn touched(bytes: usize) -> Vec<u8> {
     std::hint::black_box(vec![1u8; bytes])

@@ -61,7 +61,7 @@ pub(crate) fn draw(record: &Record, path: &Path) -> Result<(), Error> {
     style::heading(
         &root,
         &title,
-        "From when a request is due until it is answered and its working set let go, logarithmic scale",
+        "From when a request is due, or the worker awake for it, until its working set is let go, logarithmic scale",
     )?;
     let faint = Look { color: FAINT, dash: None, width: 1 };
     let ink = Look { color: INK, ..faint };

@@ -23,7 +23,8 @@ pub(crate) const SECTION: Section = Section {
     name: "request",
     about: "a request every millisecond: a body of 4 KiB to 1 MiB, the document in it, an index of \
             that; every fiftieth also a picture of 8 MiB and 20 000 strings; waits: from when a \
-            request is due until its answer is ready and its working set let go",
+            request is due, or the worker awake where it slept until then, until its answer is ready and its working set \
+            let go",
     repetitions: 2,
     cases,
     tables: &[("", &COLUMNS)],
@@ -80,8 +81,7 @@ fn serve(n_requests: usize, report: &mut Report) {
         black_box(worker.answer(i, &mut random));
         let end = Instant::now();
         busy += end - begin;
-        // A worker that was busy answers late, and that counts; one that overslept is no allocator's
-        // fault.
+        // A worker that was busy answers late, and that counts; that a timer is late is no allocator's fault.
         answers.record(nanos(end - if wait.is_zero() { due } else { begin }));
     }
     let wall = start.elapsed();
