@@ -308,6 +308,13 @@ impl Log {
         chunk.next().is_none() && chunk.n_written(from) == from
     }
 
+    /// Whether nothing waits, and nobody is freeing what was taken out.
+    pub(super) fn are_all_freed(&self, pool: &Pool) -> bool {
+        // In this order: who finds the last ones taken out finds who has taken them, or what that one has done. Acquire
+        // pairs with the Release when it is given up.
+        self.is_empty(pool) && !self.emptying.load(Ordering::Acquire)
+    }
+
     /// Whether nothing waits and nothing is in hand.
     pub(super) fn is_done(&self, pool: &Pool) -> bool {
         self.in_hand.load(Ordering::Relaxed) == 0 && self.is_empty(pool)

@@ -443,6 +443,11 @@ impl Bursts {
         ControlFlow::Continue(Drained { any: n_freed.get() > 0, is_left })
     }
 
+    /// Whether nothing waits, and nobody is freeing what was taken out of a log.
+    pub(crate) fn are_all_freed(&self) -> bool {
+        self.logs.iter().all(|log| log.are_all_freed(&self.pool))
+    }
+
     /// A number that changes when a thread goes on in a burst.
     pub(crate) fn activity(&self) -> u64 {
         self.logs.iter().map(Log::n_left).fold(0, u64::wrapping_add)
@@ -563,8 +568,8 @@ pub(crate) fn settle() {
     }
     let settler = BURSTS.settler.load(Ordering::Acquire);
     if !settler.is_null() && !crate::lifecycle::exiting() {
-        // SAFETY: the block's owner, which stays as long as a block is in a log or being taken out of it. Where none is, it may
-        // be gone by now; this thread alone writes to its log.
+        // SAFETY: the block's owner, which stays until they `are_all_freed`. Where there is no block it may be gone by now; this thread alone
+        // writes to its log.
         let free = |block| unsafe { ((*settler).free)((*settler).owner, block) };
         let n_blocks = BURSTS.take_back(local, HowMuch::All, free);
         if local.record().end() && local.has_built() {

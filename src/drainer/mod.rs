@@ -365,7 +365,7 @@ pub(crate) fn run<B: Backing>(
             drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
             flushed.notify_all();
         }
-        if stop && pending.bytes() == 0 && !is_burst_left {
+        if stop && pending.bytes() == 0 && !is_burst_left && (!is_owner || BURSTS.are_all_freed()) {
             tell_awake(backing, false);
             // Until then `control` has to stay.
             while !control.has_stopped.load(Ordering::Acquire) {
