@@ -568,8 +568,8 @@ pub(crate) fn settle() {
     }
     let settler = BURSTS.settler.load(Ordering::Acquire);
     if !settler.is_null() && !crate::lifecycle::exiting() {
-        // SAFETY: the block's owner, which stays until they `are_all_freed`. Where there is no block it may be gone by now; this thread alone
-        // writes to its log.
+        // SAFETY: the block's owner, which stays until they `are_all_freed`. Where there is no block it may be gone by now;
+        // this thread alone writes to its log.
         let free = |block| unsafe { ((*settler).free)((*settler).owner, block) };
         let n_blocks = BURSTS.take_back(local, HowMuch::All, free);
         if local.record().end() && local.has_built() {
