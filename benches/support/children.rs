@@ -99,7 +99,8 @@ impl Report {
 
     pub(crate) fn put_waits(&mut self, waits: &Latencies) {
         self.put("n", waits.count() as f64);
-        self.put("p50", waits.median());
+        // Of two the median would be the smaller one.
+        self.put_some("p50", (waits.count() > 2).then(|| waits.median()));
         self.put_some("p90", waits.quantile(0.9));
         self.put_some("p99", waits.quantile(0.99));
         self.put_some("p999", waits.quantile(0.999));
