@@ -562,10 +562,6 @@ pub(crate) fn settle() {
     let Some(local) = local::here() else {
         return;
     };
-    // What a thread that rests has written down is for the drainer.
-    if local.rests() {
-        return;
-    }
     let settler = BURSTS.settler.load(Ordering::Acquire);
     if !settler.is_null() && !crate::lifecycle::exiting() {
         // SAFETY: the block's owner, which stays until they `are_all_freed`. Where there is no block it may be gone by now;

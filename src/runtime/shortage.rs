@@ -80,7 +80,7 @@ impl Giver {
 }
 
 /// What a backing calls where a thread ends, or an allocation is about to fail, or for other reasons: not where the thread
-/// rests, gives up its pages or is a drainer, which is no shortage.
+/// rests, gives up its pages or is a drainer, which is no shortage, and what was written down is for the drainer.
 pub(super) fn settle() {
     if local::here().is_some_and(Local::rests) {
         return;

@@ -427,16 +427,22 @@ fn skipped() {
             && now.wasted_bursts - before.wasted_bursts == 2
     };
     // On a busy machine that is so in most tries.
-    let mut tries = rounds(400).map(|_| {
-        book.hold_drainer(heap, SMALL);
-        let expected = thread::scope(|scope| scope.spawn(as_expected).join().unwrap());
-        // What the thread has left is freed before the next one comes.
-        book.let_go();
-        heap.flush();
-        expected
-    });
-    assert!(tries.any(|expected| expected), "{:?}", bursts(heap));
+    assert!(rounds(400).any(|_| on_a_thread(heap, book, as_expected)), "{:?}", bursts(heap));
     nothing_is_left(heap, book);
+}
+
+/// What a thread of its own says, while the drainer is held up.
+fn on_a_thread(
+    heap: &'static Heap,
+    book: &'static Addresses,
+    f: impl FnOnce() -> bool + Send,
+) -> bool {
+    book.hold_drainer(heap, SMALL);
+    let said = thread::scope(|scope| scope.spawn(f).join().unwrap());
+    // What the thread has left is freed before the next one comes.
+    book.let_go();
+    heap.flush();
+    said
 }
 
 /// A thread that rests after a burst that was skipped has the next one deferred, if the last one was wasted. One
@@ -495,14 +501,7 @@ fn forgiven_without_allocations() {
         [n_deferred, skipped, bursts(heap).deferred_bursts - before] == [1, 0, 1]
     };
     // As in `skipped`.
-    let mut tries = rounds(100).map(|_| {
-        book.hold_drainer(heap, SMALL);
-        let expected = thread::scope(|scope| scope.spawn(as_expected).join().unwrap());
-        book.let_go();
-        heap.flush();
-        expected
-    });
-    assert!(tries.any(|expected| expected), "{:?}", bursts(heap));
+    assert!(rounds(100).any(|_| on_a_thread(heap, book, as_expected)), "{:?}", bursts(heap));
 }
 
 /// A thread that does nothing but free: what could not be written down for once does not keep it from writing down more.
